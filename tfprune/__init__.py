@@ -1,0 +1,46 @@
+"""tfprune makes trained Keras networks smaller and faster for phones.
+
+Everything public is reachable from here and loaded on first use, so that ``import tfprune`` stays
+light: no Keras, TensorFlow, LiteRT, TFDS or matplotlib until something needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_EXPORTS = {
+    "analyse": "tfprune.graph",
+    "ChannelGraph": "tfprune.graph",
+    "PruningPlan": "tfprune.graph",
+    "rule": "tfprune.graph",
+    "plan": "tfprune.pruning",
+    "prune": "tfprune.pruning",
+    "verify": "tfprune.surgery",
+    "cost": "tfprune.cost",
+    "recalibrate_batch_norm": "tfprune.protocols",
+    "fine_tune": "tfprune.protocols",
+    "export": "tfprune.export",
+    "benchmark": "tfprune.export",
+    "compare": "tfprune.reports",
+    "TfpruneError": "tfprune.errors",
+}
+_MODULES = ("allocation", "criteria", "data", "graph", "protocols", "reports", "surgery", "zoo")
+
+__all__ = [*_EXPORTS, *_MODULES, "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("tfprune")
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"tfprune.{name}")
+    raise AttributeError(f"module 'tfprune' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
