@@ -17,15 +17,14 @@ _EXPORTS = {
     "plan": "tfprune.pruning",
     "prune": "tfprune.pruning",
     "verify": "tfprune.surgery",
-    "cost": "tfprune.cost",
     "recalibrate_batch_norm": "tfprune.protocols",
     "fine_tune": "tfprune.protocols",
-    "export": "tfprune.export",
-    "benchmark": "tfprune.export",
+    "export": "tfprune.litert",
+    "benchmark": "tfprune.litert",
     "compare": "tfprune.reports",
     "TfpruneError": "tfprune.errors",
 }
-_MODULES = ("allocation", "criteria", "data", "graph", "protocols", "reports", "surgery", "zoo")
+_MODULES = ("allocation", "cost", "criteria", "data", "graph", "litert", "protocols", "reports", "surgery", "zoo")
 
 __all__ = [*_EXPORTS, *_MODULES, "__version__"]  # noqa: PLE0604
 
