@@ -1,0 +1,96 @@
+"""Runs the rules over a traced model, once, from inputs to outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tfprune.graph.context import Record, RuleCall, Term
+from tfprune.graph.labels import TensorLabels
+from tfprune.graph.rules import find_rule
+from tfprune.graph.trace import Trace, is_model, trace
+
+_BYTES = {"float64": 8, "int64": 8, "uint64": 8, "float32": 4, "int32": 4, "uint32": 4,
+          "float16": 2, "bfloat16": 2, "int16": 2, "uint16": 2}  # fmt: skip
+
+
+def label_model(model: Any) -> tuple[Record, Trace]:
+    """Labels every channel of ``model``.
+
+    Raises:
+        ModelError: the model, or one nested in it, is subclassed or unbuilt.
+    """
+    record = Record()
+    traced = trace(model)
+    record.traces[id(model)] = traced
+    inputs: list[TensorLabels] = [tuple(None for _ in ref.shape) for ref in traced.inputs]
+    for ref in traced.inputs:
+        _count_activation(record, "", ref.shape, tuple(None for _ in ref.shape), ref.dtype)
+    for labels in _run(record, traced, inputs, ""):
+        for axis in labels:
+            record.store.freeze(axis, "", "model output")
+    return record, traced
+
+
+def _run(
+    record: Record, traced: Trace, inputs: Sequence[TensorLabels], prefix: str
+) -> list[TensorLabels]:
+    """Walks one model's calls; nested models are walked in place."""
+    known: dict[tuple[int, int, int], TensorLabels] = {
+        ref.key: labels for ref, labels in zip(traced.inputs, inputs, strict=True)
+    }
+    for call in traced.calls:
+        path = f"{prefix}{call.op.name}"
+        given = [known[ref.key] for ref in call.inputs]
+        rule_call = RuleCall(record, call, path, given, apply_rule)
+        outputs = apply_rule(rule_call)
+        for ref, labels in zip(call.outputs, outputs, strict=True):
+            known[ref.key] = labels
+            _count_activation(record, path, ref.shape, labels, ref.dtype)
+    return [known[ref.key] for ref in traced.outputs]
+
+
+def apply_rule(call: RuleCall) -> list[TensorLabels]:
+    """The labels of a call's outputs, by its op's rule; an op without one freezes its inputs."""
+    op = call.op
+    if is_model(op):
+        record = call.record
+        inner = record.traces.get(id(op))
+        if inner is None:
+            inner = record.traces[id(op)] = trace(op)
+        return _run(record, inner, call.inputs, call.path + "/")
+    rule, reason = find_rule(op)
+    if rule is None:
+        for labels in call.inputs:
+            call.freeze(labels, reason)
+        return [tuple(None for _ in shape) for shape in call.output_shapes]
+    result = rule(call)
+    outputs = list(result) if isinstance(result, list) else [result]
+    for labels, shape in zip(outputs, call.output_shapes, strict=True):
+        sizes = [None if axis is None else len(axis) for axis in labels]
+        if len(sizes) != len(shape) or any(
+            size is not None and size != expected for size, expected in zip(sizes, shape, strict=True)
+        ):
+            raise ValueError(
+                f"Expected labels for an output of shape {shape} from the rule of "
+                f"{type(op).__name__} at {call.path!r}. Received: axes of sizes {sizes}. "
+                "A rule returns one tuple per output, with one entry per axis: labels, or None."
+            )
+    return outputs
+
+
+def _count_activation(
+    record: Record, path: str, shape: Sequence[int | None], labels: TensorLabels, dtype: str
+) -> None:
+    coefficient: float | None = _BYTES.get(dtype, 1)
+    factors = []
+    for size, axis in zip(shape[1:], labels[1:], strict=True):
+        if isinstance(axis, np.ndarray):
+            factors.append(axis)
+        elif size is None or coefficient is None:
+            coefficient = None
+        else:
+            coefficient *= size
+    record.activations.append(Term(path, coefficient, tuple(factors)))

@@ -1,0 +1,229 @@
+"""Reads the graph of a functional model: the only file that touches private Keras attributes.
+
+Keras 3 and tf_keras (Keras 2) record a model alike, as nodes (applications of a layer or
+operation to symbolic tensors) sorted by depth. :func:`trace` turns either into the same plain
+records, so that nothing else needs to know which framework a model comes from.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tfprune.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A symbolic tensor inside a traced model.
+
+    Attributes:
+        key: identity: (id of the operation, index of the node, index of the output).
+        shape: static shape with ``None`` for free axes; the first axis is the batch.
+        dtype: name of the element type, such as ``"float32"``.
+    """
+
+    key: tuple[int, int, int]
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Call:
+    """One application of an operation.
+
+    Attributes:
+        op: the live layer, ``keras.ops`` operation or nested model.
+        args, kwargs: the call's arguments, with :class:`Ref` in place of symbolic tensors.
+        inputs: the symbolic tensors among the arguments, in order.
+        outputs: the symbolic tensors that came out, flattened.
+    """
+
+    op: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    inputs: tuple[Ref, ...]
+    outputs: tuple[Ref, ...]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A functional or sequential model as plain records.
+
+    Attributes:
+        model: the live model.
+        framework: ``"keras"`` (Keras 3) or ``"tf_keras"`` (Keras 2).
+        calls: in an order in which every tensor is made before it is read; input layers left out.
+        inputs, outputs: flattened.
+        input_structure, output_structure: nested lists and dicts of :class:`Ref` as the model
+            takes and returns them.
+        input_layers: the input layers, in the order of ``inputs``.
+    """
+
+    model: Any
+    framework: str
+    calls: tuple[Call, ...]
+    inputs: tuple[Ref, ...]
+    outputs: tuple[Ref, ...]
+    input_structure: Any
+    output_structure: Any
+    input_layers: tuple[Any, ...]
+
+
+def map_leaves(function: Callable[[Any], Any], structure: Any) -> Any:
+    """Applies ``function`` to the leaves of nested lists, tuples and dicts."""
+    if isinstance(structure, list):
+        return [map_leaves(function, item) for item in structure]
+    if isinstance(structure, tuple):
+        items = [map_leaves(function, item) for item in structure]
+        return type(structure)(*items) if hasattr(structure, "_fields") else tuple(items)
+    if isinstance(structure, Mapping):
+        return {key: map_leaves(function, value) for key, value in structure.items()}
+    return function(structure)
+
+
+def leaves(structure: Any) -> list[Any]:
+    """The leaves of nested lists, tuples and dicts, in order (dicts in sorted order of keys)."""
+    if isinstance(structure, list | tuple):
+        return [leaf for item in structure for leaf in leaves(item)]
+    if isinstance(structure, Mapping):
+        return [leaf for key in sorted(structure) for leaf in leaves(structure[key])]
+    return [structure]
+
+
+def framework_of(obj: Any) -> str | None:
+    """``"keras"``, ``"tf_keras"`` or ``None``: the framework whose class ``obj`` descends from.
+
+    Looks at class names only and imports nothing.
+    """
+    for cls in type(obj).__mro__:
+        root = cls.__module__.partition(".")[0]
+        if root in ("keras", "tf_keras"):
+            return root
+    return None
+
+
+def is_model(op: Any) -> bool:
+    """Whether ``op`` is a model (functional, sequential or subclassed) of either framework."""
+    return any(
+        cls.__name__ == "Model" and cls.__module__.partition(".")[0] in ("keras", "tf_keras")
+        for cls in type(op).__mro__
+    )
+
+
+def is_sequential(model: Any) -> bool:
+    """Whether ``model`` is a ``Sequential``."""
+    return any(
+        cls.__name__ == "Sequential" and cls.__module__.partition(".")[0] in ("keras", "tf_keras")
+        for cls in type(model).__mro__
+    )
+
+
+def framework_module(framework: str) -> Any:
+    """The imported framework: ``keras`` or ``tf_keras`` (already imported: it made the model)."""
+    return sys.modules[framework]
+
+
+def functional_of(model: Any) -> Any:
+    """The functional graph behind ``model``.
+
+    Raises:
+        ModelError: no Keras model; a subclassed model; a sequential model that was never built.
+    """
+    framework = framework_of(model)
+    if framework is None or not is_model(model):
+        raise ModelError(
+            "Expected a Keras model (functional or sequential, of Keras 3 or tf_keras). "
+            f"Received: {type(model).__name__}."
+        )
+    if is_sequential(model):
+        graph = model._functional if framework == "keras" else model
+        if graph is None or not hasattr(graph, "_nodes_by_depth"):
+            raise ModelError(
+                f"Expected a built model. Received: sequential model {model.name!r} that does not "
+                "know its input shape. Call model.build(input_shape), or put a keras.Input first."
+            )
+        return graph
+    if not hasattr(model, "_nodes_by_depth"):
+        raise ModelError(
+            "Expected a functional or sequential model. "
+            f"Received: subclassed model {type(model).__name__!r}, whose layers are called from "
+            "Python code that cannot be rebuilt. Write it with keras.Input and keras.Model("
+            "inputs, outputs): calling the same layers on a keras.Input once is often enough."
+        )
+    return model
+
+
+def trace(model: Any) -> Trace:
+    """Reads the graph of a functional or sequential model.
+
+    Raises:
+        ModelError: the model is subclassed, unbuilt or no Keras model.
+    """
+    framework = framework_of(model) or ""
+    graph = functional_of(model)
+    keras3 = framework == "keras"
+    nodes = [
+        node
+        for depth in sorted(graph._nodes_by_depth, reverse=True)
+        for node in graph._nodes_by_depth[depth]
+    ]
+    refs: dict[int, Ref] = {}
+
+    def ref(tensor: Any) -> Any:
+        """Symbolic tensors become refs; everything else stays."""
+        history = getattr(tensor, "_keras_history", None)
+        if history is None:
+            return tensor
+        known = refs.get(id(tensor))
+        if known is None:
+            op = history.operation if keras3 else history.layer
+            key = (id(op), int(history.node_index), int(history.tensor_index))
+            shape = tuple(None if size is None else int(size) for size in tensor.shape)
+            dtype = tensor.dtype if isinstance(tensor.dtype, str) else tensor.dtype.name
+            known = refs[id(tensor)] = Ref(key, shape, dtype)
+        return known
+
+    calls = []
+    for node in nodes:
+        if node.is_input:
+            continue
+        if keras3:
+            op, raw_args, raw_kwargs = node.operation, node.arguments.args, node.arguments.kwargs
+        else:
+            op, raw_args, raw_kwargs = node.layer, node.call_args, node.call_kwargs
+        args = tuple(map_leaves(ref, tuple(raw_args)))
+        kwargs = map_leaves(ref, dict(raw_kwargs))
+        inputs = tuple(
+            leaf for leaf in [*leaves(args), *leaves(kwargs)] if isinstance(leaf, Ref)
+        )
+        calls.append(Call(op, args, kwargs, inputs, tuple(ref(t) for t in _flat(node.outputs))))
+
+    structures = (
+        (graph._inputs_struct, graph._outputs_struct)
+        if keras3
+        else (graph._nested_inputs, graph._nested_outputs)
+    )
+    history_op = "operation" if keras3 else "layer"
+    return Trace(
+        model=model,
+        framework=framework,
+        calls=tuple(calls),
+        inputs=tuple(ref(t) for t in graph.inputs),
+        outputs=tuple(ref(t) for t in graph.outputs),
+        input_structure=map_leaves(ref, structures[0]),
+        output_structure=map_leaves(ref, structures[1]),
+        input_layers=tuple(getattr(t._keras_history, history_op) for t in graph.inputs),
+    )
+
+
+def _flat(outputs: Any) -> list[Any]:
+    return [t for t in leaves(outputs) if hasattr(t, "_keras_history")]
+
+
+def symbol_of(op: Any) -> str | None:
+    """The canonical TensorFlow name behind a tf_keras ``TFOpLambda``, such as ``"nn.relu"``."""
+    return getattr(op, "symbol", None) if framework_of(op) == "tf_keras" else None
+
