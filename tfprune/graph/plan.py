@@ -1,0 +1,236 @@
+"""Pruning plans: which channels each group keeps. A plan can be saved, read, edited and replayed."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfprune.errors import PlanError
+from tfprune.graph.groups import ChannelGraph, analyse
+from tfprune.graph.structure import Structure
+
+_FORMAT = "tfprune plan"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """The kept channels of every group that loses some.
+
+    Attributes:
+        kept: group name -> sorted indices of the channels kept, within the group. Groups that are
+            not named keep everything.
+        widths: group name -> width before pruning, for the groups named in ``kept``.
+        structure: the model that the plan belongs to.
+        notes: how the plan came about, in words (criterion, budget); informative only.
+    """
+
+    kept: Mapping[str, tuple[int, ...]]
+    widths: Mapping[str, int]
+    structure: Structure
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        graph: ChannelGraph,
+        kept: Mapping[str, Any],
+        notes: Mapping[str, str] | None = None,
+    ) -> PruningPlan:
+        """A plan for ``graph`` from kept indices by group name; groups kept whole are left out.
+
+        Raises:
+            PlanError: an unknown group, one that may not be pruned, indices that are out of range
+                or repeated, or nothing kept.
+        """
+        plan = cls(
+            kept={
+                name: tuple(sorted(int(i) for i in indices))
+                for name, indices in kept.items()
+                if not _all(indices, graph, name)
+            },
+            widths={
+                name: graph[name].width
+                for name, indices in kept.items()
+                if not _all(indices, graph, name)
+            },
+            structure=graph.structure,
+            notes=dict(notes or {}),
+        )
+        plan.check(graph)
+        return plan
+
+    def check(self, graph: ChannelGraph) -> None:
+        """Raises :class:`PlanError` unless the plan fits the model behind ``graph``."""
+        if self.structure != graph.structure:
+            raise PlanError(
+                f"Expected the model that the plan was made for (fingerprint "
+                f"{self.structure.fingerprint}). Received a model with fingerprint "
+                f"{graph.structure.fingerprint}, which differs at "
+                f"{self.structure.difference(graph.structure)}. Make a new plan for this model, "
+                "or apply this one to a model of the same architecture."
+            )
+        known = {group.name: group for group in graph.groups}
+        for name, indices in self.kept.items():
+            group = known.get(name)
+            if group is None:
+                raise PlanError(
+                    f"Expected names of channel groups. Received: {name!r}, which the model has "
+                    "not. print(tfprune.analyse(model)) lists them."
+                )
+            if not group.prunable:
+                raise PlanError(
+                    f"Expected groups that can be pruned. Received: {name!r}, which cannot: "
+                    f"{group.reason}."
+                )
+            distinct = set(indices)
+            if not indices or len(distinct) < len(indices) or not all(
+                0 <= i < group.width for i in indices
+            ):
+                raise PlanError(
+                    f"Expected between 1 and {group.width} different indices from 0 to "
+                    f"{group.width - 1} for group {name!r}. Received: {_short(indices)}."
+                )
+        keep = graph.keep(self.kept)
+        for site in graph.record.sites.values():
+            for labels in site.labels:
+                if labels is not None and len(labels) and not keep(labels).any():
+                    raise PlanError(
+                        f"Expected every layer to keep at least one channel. Received a plan that "
+                        f"leaves {site.path!r} without any on an axis of its {site.name}."
+                    )
+
+    def apply(self, model: Any) -> Any:
+        """The smaller model; ``model`` is left as it is. See :func:`tfprune.surgery.apply`."""
+        from tfprune.surgery import apply  # upwards on purpose: a plan is the user's handle
+
+        return apply(model, self)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the plan as JSON, whole or not at all.
+
+        Raises:
+            PlanError: the file cannot be written.
+        """
+        target = Path(path)
+        document = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "fingerprint": self.structure.fingerprint,
+            "notes": dict(self.notes),
+            "groups": {
+                name: {"width": self.widths[name], "kept": list(indices)}
+                for name, indices in self.kept.items()
+            },
+            "model": self.structure.layers,
+        }
+        try:
+            handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        except OSError as error:
+            raise PlanError(
+                f"Expected a path that can be written. Received: {str(target)!r} "
+                f"({error.strerror}). Create the folder or choose another."
+            ) from error
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(_dump(document))
+            os.replace(temporary, target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> PruningPlan:
+        """Reads a plan that :meth:`save` wrote (or a person edited).
+
+        Raises:
+            PlanError: no such file; not JSON (truncated); not a plan; of a later version.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PlanError(
+                f"Expected a plan file that can be read. Received: {str(path)!r} ({error})."
+            ) from error
+        try:
+            document = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise PlanError(
+                f"Expected a plan in JSON. {str(path)!r} is damaged or no JSON: {error}. "
+                "If it was cut off while being written, make the plan again."
+            ) from error
+        if not isinstance(document, dict) or document.get("format") != _FORMAT:
+            raise PlanError(
+                f"Expected a file written by PruningPlan.save. {str(path)!r} is JSON of another "
+                "kind (it has no entry \"format\": \"tfprune plan\")."
+            )
+        if document.get("version") != _VERSION:
+            raise PlanError(
+                f"Expected a plan of version {_VERSION}. Received: version "
+                f"{document.get('version')!r}. Install the tfprune that wrote it."
+            )
+        try:
+            structure = Structure({str(k): str(v) for k, v in document["model"].items()})
+            kept = {
+                str(name): tuple(sorted(_index(i) for i in entry["kept"]))
+                for name, entry in document["groups"].items()
+            }
+            widths = {str(n): _index(entry["width"]) for n, entry in document["groups"].items()}
+            notes = {str(k): str(v) for k, v in document.get("notes", {}).items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PlanError(
+                f"Expected a plan with entries \"model\" and \"groups\". {str(path)!r} is "
+                f"damaged: {type(error).__name__}: {error}."
+            ) from error
+        return cls(kept=kept, widths=widths, structure=structure, notes=notes)
+
+    def __str__(self) -> str:
+        from tfprune.reports.tables import plan_table
+
+        return plan_table(self)
+
+
+def _dump(document: dict[str, Any]) -> str:
+    """JSON with one line per group, so that plans diff well."""
+    groups = ",\n".join(
+        f"    {json.dumps(name)}: {json.dumps(entry)}"
+        for name, entry in document["groups"].items()
+    )
+    layers = ",\n".join(
+        f"    {json.dumps(name)}: {json.dumps(text)}" for name, text in document["model"].items()
+    )
+    head = {k: v for k, v in document.items() if k not in ("groups", "model")}
+    lines = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in head.items())
+    return f'{{\n{lines},\n  "groups": {{\n{groups}\n  }},\n  "model": {{\n{layers}\n  }}\n}}\n'
+
+
+def _index(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"expected an integer, found {value!r}")
+    return value
+
+
+def _all(indices: Any, graph: ChannelGraph, name: str) -> bool:
+    if name not in {group.name for group in graph.groups}:
+        raise PlanError(
+            f"Expected names of channel groups. Received: {name!r}, which the model has not. "
+            "print(tfprune.analyse(model)) lists them."
+        )
+    return np.array_equal(np.sort(np.asarray(indices)), np.arange(graph[name].width))
+
+
+def _short(indices: tuple[int, ...]) -> str:
+    text = ", ".join(str(i) for i in indices[:6])
+    return f"{text}, … ({len(indices)} in all)" if len(indices) > 6 else text or "none"
+
+
+def plan_for(model: Any, kept: Mapping[str, Any]) -> PruningPlan:
+    """A plan written by hand: kept indices by group name. See :meth:`PruningPlan.of`."""
+    return PruningPlan.of(analyse(model), kept)

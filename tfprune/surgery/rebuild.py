@@ -1,0 +1,198 @@
+"""Rebuilds a model with fewer channels: new operations, the same graph, sliced weights.
+
+The model's calls are replayed on new symbolic inputs. Each operation is made anew from its
+configuration, with the entries that count channels replaced by what the labels say; then every
+weight is the old one with the removed positions dropped. The source is only read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tfprune.errors import ModelError
+from tfprune.graph import ChannelGraph, analyse
+from tfprune.graph.labels import Keep
+from tfprune.graph.plan import PruningPlan
+from tfprune.graph.trace import Ref, Trace, framework_module, is_model, is_sequential, map_leaves
+
+
+def apply(model: Any, plan: PruningPlan) -> Any:
+    """The model without the channels that ``plan`` drops.
+
+    Args:
+        model: a model of the architecture that the plan was made for, of Keras 3 or tf_keras.
+            Its weights, names and graph stay as they are.
+        plan: which channels each group keeps.
+
+    Returns:
+        A new model of the same framework and kind, with the same names of layers, dtype policies,
+        regularisers, initialisers and trainable flags. Compiled like the source (same optimiser,
+        loss and metrics, fresh optimiser state) if that was compiled, else not.
+
+    Raises:
+        PlanError: the plan is for another model.
+        ModelError: a layer cannot be made from its configuration.
+    """
+    graph = analyse(model)
+    plan.check(graph)
+    return Rebuilder(graph, plan.kept).model()
+
+
+class Rebuilder:
+    """Makes the smaller operations once each, and replays the calls on them."""
+
+    def __init__(self, graph: ChannelGraph, kept: Mapping[str, Any]) -> None:
+        self._graph = graph
+        self._record = graph.record
+        self._keep: Keep = graph.keep(kept)
+        self._made: dict[int, Any] = {}
+        self._keras = framework_module(graph.framework)
+
+    def model(self) -> Any:
+        """The whole smaller model, with weights."""
+        source = self._graph.model
+        result = self._model(source)
+        self._copy_weights()
+        _copy_trainable(source, result)
+        _copy_compilation(source, result)
+        return result
+
+    def _model(self, source: Any) -> Any:
+        traced = self._record.traces[id(source)]
+        if is_sequential(source):
+            return self._sequential(source, traced)
+        known: dict[tuple[int, int, int], Any] = {}
+        for ref, layer in zip(traced.inputs, traced.input_layers, strict=True):
+            known[ref.key] = self._input(layer)
+        for call in traced.calls:
+            args, kwargs = call.args, call.kwargs
+            rewrite = self._record.argument_rewrites.get(id(call))
+            if rewrite is not None:
+                args, kwargs = rewrite(self._keep, args, kwargs)
+            op = self.rebuild(call.op)
+
+            def fill(leaf: Any) -> Any:
+                return known[leaf.key] if isinstance(leaf, Ref) else leaf
+
+            outputs = op(*map_leaves(fill, args), **_clean(map_leaves(fill, kwargs)))
+            flat = _flatten(outputs)
+            for ref, tensor in zip(call.outputs, flat, strict=True):
+                known[ref.key] = tensor
+
+        def tensor_of(leaf: Any) -> Any:
+            return known[leaf.key] if isinstance(leaf, Ref) else leaf
+
+        return self._keras.Model(
+            map_leaves(tensor_of, traced.input_structure),
+            map_leaves(tensor_of, traced.output_structure),
+            name=source.name,
+        )
+
+    def _sequential(self, source: Any, traced: Trace) -> Any:
+        result = self._keras.Sequential(name=source.name)
+        layer = traced.input_layers[0]
+        result.add(type(layer).from_config(layer.get_config()))
+        for call in traced.calls:
+            result.add(self.rebuild(call.op))
+        return result
+
+    def _input(self, layer: Any) -> Any:
+        new = type(layer).from_config(layer.get_config())
+        return _flatten(new.output)[0]
+
+    def rebuild(self, op: Any) -> Any:
+        """The smaller form of an operation; the same object however often it is asked for."""
+        known = self._made.get(id(op))
+        if known is None:
+            known = self._made[id(op)] = self._model(op) if is_model(op) else self._operation(op)
+        return known
+
+    def _operation(self, op: Any) -> Any:
+        builder = self._record.builders.get(id(op))
+        if builder is not None:
+            return builder(self._keep, self.rebuild)
+        config = op.get_config()
+        for rewrite in self._record.rewrites.get(id(op), {}).values():
+            config.update(rewrite(self._keep))
+        try:
+            return type(op).from_config(config)
+        except Exception as error:
+            path = self._record.paths.get(id(op), op.name)
+            raise ModelError(
+                f"Expected a layer that can be made from its configuration. Received: "
+                f"{type(op).__name__} at {path!r}, whose from_config(get_config()) fails with "
+                f"{type(error).__name__}: {error}. Give it a get_config that returns the "
+                "arguments of its constructor."
+            ) from error
+
+    def _copy_weights(self) -> None:
+        for op_id, new in self._made.items():
+            old = self._record.ops.get(op_id)
+            if old is None or is_model(old):
+                continue
+            sources, targets = _variables(old), _variables(new)
+            if len(sources) != len(targets):
+                raise ModelError(
+                    f"Expected {type(old).__name__} at {self._record.paths[op_id]!r} to have "
+                    f"{len(sources)} weights again after rebuilding. Received: {len(targets)}. "
+                    "Its constructor or build method makes weights that its configuration does "
+                    "not describe."
+                )
+            for source, target in zip(sources, targets, strict=True):
+                self._copy(source, target, self._record.paths[op_id])
+
+    def _copy(self, source: Any, target: Any, path: str) -> None:
+        value = np.asarray(source)
+        site = self._record.sites.get(id(source))
+        if site is not None:
+            for axis, labels in enumerate(site.labels):
+                if labels is not None:
+                    value = np.compress(self._keep(labels), value, axis=axis)
+            if site.scale is not None:
+                value = (value * site.scale(self._keep)).astype(value.dtype)
+        if tuple(value.shape) != tuple(int(size) for size in target.shape):
+            raise ModelError(
+                f"Expected weight {getattr(source, 'name', '?')!r} of {path!r} to have shape "
+                f"{tuple(value.shape)} after pruning. Received: {tuple(target.shape)}. "
+                "The rule of this layer does not describe all of its weights."
+            )
+        target.assign(value)
+
+
+def _variables(op: Any) -> list[Any]:
+    """Weights and other state (seeds, counters), in an order that depends on the class only."""
+    return list(getattr(op, "variables", []))
+
+
+def _flatten(structure: Any) -> list[Any]:
+    if isinstance(structure, list | tuple):
+        return [leaf for item in structure for leaf in _flatten(item)]
+    if isinstance(structure, Mapping):
+        return [leaf for key in sorted(structure) for leaf in _flatten(structure[key])]
+    return [structure]
+
+
+def _clean(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Without the masks that Keras fills in by itself when it replays a call."""
+    return {key: value for key, value in kwargs.items() if value is not None}
+
+
+def _copy_trainable(source: Any, target: Any) -> None:
+    """Trainable flags, outermost first: setting one on a model sets it on all its layers."""
+    if source.trainable != target.trainable:
+        target.trainable = source.trainable
+    for old, new in zip(
+        getattr(source, "layers", []), getattr(target, "layers", []), strict=True
+    ):
+        _copy_trainable(old, new)
+
+
+def _copy_compilation(source: Any, target: Any) -> None:
+    if not getattr(source, "compiled", getattr(source, "_is_compiled", False)):
+        return
+    config = source.get_compile_config()
+    if config:
+        target.compile_from_config(config)
