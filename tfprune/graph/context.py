@@ -88,6 +88,7 @@ class Record:
     masked_calls: dict[int, MaskedCall] = field(default_factory=dict)
     inexact: list[tuple[Labels, str, str]] = field(default_factory=list)
     traces: dict[int, Trace] = field(default_factory=dict)
+    tensors: dict[tuple[int, int, int], TensorLabels] = field(default_factory=dict)
     paths: dict[int, str] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)
     ops: dict[int, Any] = field(default_factory=dict)

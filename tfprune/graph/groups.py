@@ -31,6 +31,8 @@ class Member:
         channels: int array of the same shape: for each of them, the channel's index in the group.
         variable: the live variable.
         scored: whether criteria look at it (kernels, scales; not biases and statistics).
+        masked: whether the masked model zeroes removed positions: those through which the channel
+            is read.
     """
 
     path: str
@@ -41,6 +43,7 @@ class Member:
     channels: Indices
     variable: Any
     scored: bool
+    masked: bool
 
     def __str__(self) -> str:
         return f"{self.path}/{self.weight} axis {self.axis}"
@@ -305,6 +308,7 @@ def _assign(
                     channels=index_of[channels[positions]],
                     variable=site.variable,
                     scored=site.scored,
+                    masked=axis in site.masked,
                 )
             )
     return result

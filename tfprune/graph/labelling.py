@@ -47,7 +47,7 @@ def _run(
         rule_call = RuleCall(record, call, path, given, apply_rule)
         outputs = apply_rule(rule_call)
         for ref, labels in zip(call.outputs, outputs, strict=True):
-            known[ref.key] = labels
+            known[ref.key] = record.tensors[ref.key] = labels
             _count_activation(record, path, ref.shape, labels, ref.dtype)
     return [known[ref.key] for ref in traced.outputs]
 

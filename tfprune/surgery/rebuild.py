@@ -14,6 +14,7 @@ import numpy as np
 
 from tfprune.errors import ModelError
 from tfprune.graph import ChannelGraph, analyse
+from tfprune.graph.evaluate import flatten
 from tfprune.graph.labels import Keep
 from tfprune.graph.plan import PruningPlan
 from tfprune.graph.trace import Ref, Trace, framework_module, is_model, is_sequential, map_leaves
@@ -78,7 +79,7 @@ class Rebuilder:
                 return known[leaf.key] if isinstance(leaf, Ref) else leaf
 
             outputs = op(*map_leaves(fill, args), **_clean(map_leaves(fill, kwargs)))
-            flat = _flatten(outputs)
+            flat = flatten(outputs)
             for ref, tensor in zip(call.outputs, flat, strict=True):
                 known[ref.key] = tensor
 
@@ -101,7 +102,7 @@ class Rebuilder:
 
     def _input(self, layer: Any) -> Any:
         new = type(layer).from_config(layer.get_config())
-        return _flatten(new.output)[0]
+        return flatten(new.output)[0]
 
     def rebuild(self, op: Any) -> Any:
         """The smaller form of an operation; the same object however often it is asked for."""
@@ -165,14 +166,6 @@ class Rebuilder:
 def _variables(op: Any) -> list[Any]:
     """Weights and other state (seeds, counters), in an order that depends on the class only."""
     return list(getattr(op, "variables", []))
-
-
-def _flatten(structure: Any) -> list[Any]:
-    if isinstance(structure, list | tuple):
-        return [leaf for item in structure for leaf in _flatten(item)]
-    if isinstance(structure, Mapping):
-        return [leaf for key in sorted(structure) for leaf in _flatten(structure[key])]
-    return [structure]
 
 
 def _clean(kwargs: dict[str, Any]) -> dict[str, Any]:

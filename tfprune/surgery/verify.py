@@ -11,6 +11,7 @@ there the masked model leaves the removed channels out of the statistics.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +21,9 @@ from numpy.typing import NDArray
 
 from tfprune.errors import ModelError
 from tfprune.graph import ChannelGraph, analyse
-from tfprune.graph.labels import Keep
+from tfprune.graph.evaluate import call_model, evaluate, flatten
 from tfprune.graph.plan import PruningPlan
-from tfprune.graph.trace import Ref, framework_module, is_model, map_leaves
+from tfprune.graph.trace import framework_module
 from tfprune.surgery.rebuild import apply
 
 Array = NDArray[Any]
@@ -107,7 +108,7 @@ def verify(
     small = apply(model, plan) if pruned is None else pruned
     batch = _batch(graph, inputs, seed)
     expected = masked_outputs(graph, plan, batch)
-    received = [np.asarray(y, np.float64) for y in _call(small, batch)]
+    received = [np.asarray(y, np.float64) for y in call_model(small, batch)]
     difference = magnitude = 0.0
     for a, b in zip(expected, received, strict=True):
         magnitude = max(magnitude, float(np.max(np.abs(a), initial=0.0)))
@@ -148,11 +149,11 @@ def masked_outputs(graph: ChannelGraph, plan: PruningPlan, batch: Sequence[Array
                 value[tuple(index)] = 0
         if value is not None:
             values.append((site.variable, value))
-    removed = {
-        key for key, call in graph.record.masked_calls.items() if call is not None
+    override = {
+        key: functools.partial(masked, keep) for key, masked in graph.record.masked_calls.items()
     }
     with _weights(graph.framework, values):
-        outputs = _evaluate(graph, graph.model, list(batch), keep, removed)
+        outputs = evaluate(graph, batch, override=override)
         return [np.asarray(y, np.float64) for y in outputs]
 
 
@@ -178,37 +179,9 @@ def _weights(framework: str, values: list[tuple[Any, Array]]) -> Iterator[None]:
             variable.assign(value)
 
 
-def _evaluate(
-    graph: ChannelGraph, model: Any, batch: list[Any], keep: Keep, removed: set[int]
-) -> list[Any]:
-    """The model's calls, one by one; normalisations across pruned axes by their masked form."""
-    traced = graph.record.traces[id(model)]
-    known: dict[tuple[int, int, int], Any] = {
-        ref.key: value for ref, value in zip(traced.inputs, batch, strict=True)
-    }
-    for call in traced.calls:
-        tensors = [known[ref.key] for ref in call.inputs]
-        if is_model(call.op):
-            outputs = _evaluate(graph, call.op, tensors, keep, removed)
-        elif id(call) in removed:
-            outputs = [graph.record.masked_calls[id(call)](keep, *tensors)]
-        else:
-
-            def fill(leaf: Any) -> Any:
-                return known[leaf.key] if isinstance(leaf, Ref) else leaf
-
-            kwargs = {k: v for k, v in map_leaves(fill, call.kwargs).items() if v is not None}
-            if kwargs.get("training"):
-                kwargs["training"] = False
-            outputs = _flatten(call.op(*map_leaves(fill, call.args), **kwargs))
-        for ref, value in zip(call.outputs, outputs, strict=True):
-            known[ref.key] = value
-    return [known[ref.key] for ref in traced.outputs]
-
-
 def _batch(graph: ChannelGraph, inputs: Any, seed: int) -> list[Array]:
     if inputs is not None:
-        given = _flatten(inputs)
+        given = flatten(inputs)
         return [np.asarray(value) for value in given]
     random = np.random.default_rng(seed)
     result: list[Array] = []
@@ -219,19 +192,3 @@ def _batch(graph: ChannelGraph, inputs: Any, seed: int) -> list[Array]:
         else:
             result.append(random.standard_normal(shape).astype(ref.dtype))
     return result
-
-
-def _call(model: Any, batch: list[Array]) -> list[Any]:
-    structure = getattr(model, "_inputs_struct", None)
-    if isinstance(structure, dict):
-        named = dict(zip(sorted(structure), batch, strict=True))
-        return _flatten(model(named, training=False))
-    return _flatten(model(batch if len(batch) > 1 else batch[0], training=False))
-
-
-def _flatten(structure: Any) -> list[Any]:
-    if isinstance(structure, list | tuple):
-        return [leaf for item in structure for leaf in _flatten(item)]
-    if isinstance(structure, dict):
-        return [leaf for key in sorted(structure) for leaf in _flatten(structure[key])]
-    return [structure]
