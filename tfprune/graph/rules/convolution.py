@@ -46,6 +46,8 @@ def convolution(call: RuleCall) -> TensorLabels:
     groups = int(op.groups)
     window, filters = tuple(kernel.shape[:-2]), int(kernel.shape[-1])
     inputs = call.inputs[0][axis]
+    if inputs is not None and 1 < groups == len(inputs):
+        return _group_per_channel(call, axis, inputs)
     outputs = call.fresh(filters)
     tie_groups(call, inputs, groups)
     tie_groups(call, outputs, groups)
@@ -61,6 +63,20 @@ def convolution(call: RuleCall) -> TensorLabels:
         read if read is not None else int(kernel.shape[-2]),
         outputs,
     )
+    return _output(call, axis, outputs)
+
+
+def _group_per_channel(call: RuleCall, axis: int, inputs: Labels) -> TensorLabels:
+    """A depthwise convolution written as a plain one: whole groups go, with their channel."""
+    op = call.op
+    outputs = np.repeat(inputs, int(op.kernel.shape[-1]) // len(inputs))
+    call.weight(op.kernel, "kernel", follows={-1: outputs})
+    call.weight(op.bias, "bias", follows={0: outputs}, scored=False)
+    call.size("groups", inputs)
+    call.size("filters", outputs)
+    positions = _spatial(call, call.output_shapes[0], axis)
+    taps = math.prod(int(size) for size in op.kernel.shape[:-2])
+    call.macs(None if positions is None else positions * taps, outputs)
     return _output(call, axis, outputs)
 
 
