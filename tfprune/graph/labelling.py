@@ -38,9 +38,11 @@ def _run(
     record: Record, traced: Trace, inputs: Sequence[TensorLabels], prefix: str
 ) -> list[TensorLabels]:
     """Walks one model's calls; nested models are walked in place."""
-    known: dict[tuple[int, int, int], TensorLabels] = {
-        ref.key: labels for ref, labels in zip(traced.inputs, inputs, strict=True)
-    }
+    known: dict[tuple[int, int, int], TensorLabels] = {}
+    for ref, labels in zip(traced.inputs, inputs, strict=True):
+        # A nested model that is called again must lose the same channels at its inputs.
+        known[ref.key] = _unite(record, record.tensors.get(ref.key), labels, prefix)
+        record.tensors[ref.key] = known[ref.key]
     for call in traced.calls:
         path = f"{prefix}{call.op.name}"
         given = [known[ref.key] for ref in call.inputs]
@@ -50,6 +52,24 @@ def _run(
             known[ref.key] = record.tensors[ref.key] = labels
             _count_activation(record, path, ref.shape, labels, ref.dtype)
     return [known[ref.key] for ref in traced.outputs]
+
+
+def _unite(
+    record: Record, before: TensorLabels | None, labels: TensorLabels, prefix: str
+) -> TensorLabels:
+    """The labels of a nested model's input, united with those of an earlier call."""
+    if before is None:
+        return labels
+    output = []
+    for first, second in zip(before, labels, strict=True):
+        if first is None or second is None:
+            known = second if first is None else first
+            record.store.freeze(known, prefix.rstrip("/"), "shared with channels that must stay")
+            output.append(None)
+        else:
+            record.store.unite(first, second, prefix.rstrip("/"))
+            output.append(first)
+    return tuple(output)
 
 
 def apply_rule(call: RuleCall) -> list[TensorLabels]:

@@ -67,7 +67,7 @@ class Rebuilder:
             return self._sequential(source, traced)
         known: dict[tuple[int, int, int], Any] = {}
         for ref, layer in zip(traced.inputs, traced.input_layers, strict=True):
-            known[ref.key] = self._input(layer)
+            known[ref.key] = flatten(self._input(ref, layer).output)[0]
         for call in traced.calls:
             args, kwargs = call.args, call.kwargs
             rewrite = self._record.argument_rewrites.get(id(call))
@@ -94,15 +94,21 @@ class Rebuilder:
 
     def _sequential(self, source: Any, traced: Trace) -> Any:
         result = self._keras.Sequential(name=source.name)
-        layer = traced.input_layers[0]
-        result.add(type(layer).from_config(layer.get_config()))
+        result.add(self._input(traced.inputs[0], traced.input_layers[0]))
         for call in traced.calls:
             result.add(self.rebuild(call.op))
         return result
 
-    def _input(self, layer: Any) -> Any:
-        new = type(layer).from_config(layer.get_config())
-        return flatten(new.output)[0]
+    def _input(self, ref: Ref, layer: Any) -> Any:
+        """An input layer; that of a nested model may see fewer channels."""
+        config = layer.get_config()
+        labels = self._record.tensors[ref.key]
+        shape = tuple(
+            size if known is None else int(self._keep(known).sum())
+            for size, known in zip(ref.shape, labels, strict=True)
+        )
+        config["batch_shape" if self._graph.framework == "keras" else "batch_input_shape"] = shape
+        return type(layer).from_config(config)
 
     def rebuild(self, op: Any) -> Any:
         """The smaller form of an operation; the same object however often it is asked for."""
