@@ -1,0 +1,27 @@
+"""Allocation: how many channels each group keeps, and so, with the scores, which."""
+
+from tfprune.allocation.budget import Budget, meet
+from tfprune.allocation.order import ORDERS, global_ranking, uniform
+from tfprune.allocation.ratios import by_pattern, check_ratio, every_group, kept_count, overall
+from tfprune.allocation.rounding import PRESETS, allowed_widths, multiple
+from tfprune.allocation.steps import Chain, Constraints, chains, kept_by_steps
+
+__all__ = [
+    "ORDERS",
+    "PRESETS",
+    "Budget",
+    "Chain",
+    "Constraints",
+    "allowed_widths",
+    "by_pattern",
+    "chains",
+    "check_ratio",
+    "every_group",
+    "global_ranking",
+    "kept_by_steps",
+    "kept_count",
+    "meet",
+    "multiple",
+    "overall",
+    "uniform",
+]

@@ -1,0 +1,5 @@
+"""Parameters, MACs and bytes: the one count of the project."""
+
+from tfprune.cost.model import Cost, CostModel, LayerCost, measure
+
+__all__ = ["Cost", "CostModel", "LayerCost", "measure"]

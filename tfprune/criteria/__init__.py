@@ -1,0 +1,77 @@
+"""Criteria: what a channel is worth. Each is a callable from a channel graph to scores.
+
+Criteria know groups and weights, not slicing; how many channels go is the allocation's business.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tfprune.criteria.activation import APoZ, ActivationMean
+from tfprune.criteria.batch_norm_scale import BatchNormScale
+from tfprune.criteria.fpgm import FPGM
+from tfprune.criteria.norm import L1, L2
+from tfprune.criteria.random import Random
+from tfprune.criteria.scores import Criterion, Scores
+from tfprune.criteria.taylor import Taylor
+from tfprune.errors import ArgumentError
+
+_WITHOUT_DATA = {
+    "l1": L1,
+    "l2": L2,
+    "bn_scale": BatchNormScale,
+    "fpgm": FPGM,
+    "random": Random,
+}
+_WITH_DATA = {"taylor": Taylor, "activation_mean": ActivationMean, "apoz": APoZ}
+
+__all__ = [
+    "APoZ",
+    "ActivationMean",
+    "BatchNormScale",
+    "Criterion",
+    "FPGM",
+    "L1",
+    "L2",
+    "Random",
+    "Scores",
+    "Taylor",
+    "get",
+    "names",
+]
+
+
+def names() -> tuple[str, ...]:
+    """The names that :func:`get` knows."""
+    return (*_WITHOUT_DATA, *_WITH_DATA)
+
+
+def get(criterion: Any, data: Any = None) -> Criterion:
+    """A criterion from a name or an object.
+
+    Args:
+        criterion: a name such as ``"l1"``, or any callable from a graph to scores.
+        data: for the names that need data (``"taylor"``, ``"activation_mean"``, ``"apoz"``).
+
+    Raises:
+        ArgumentError: an unknown name (the message lists the known ones), a name that needs data
+            without any, or something that cannot be called.
+    """
+    if callable(criterion) and not isinstance(criterion, type):
+        return criterion  # type: ignore[no-any-return]
+    if criterion in _WITHOUT_DATA:
+        return _WITHOUT_DATA[criterion]()
+    if criterion in _WITH_DATA:
+        if data is None:
+            raise ArgumentError(
+                f"Expected data for criterion {criterion!r}, which looks at activations or "
+                f"gradients. Received: none. Pass data=(x_train, y_train) or a tf.data.Dataset."
+            )
+        return _WITH_DATA[criterion](data)
+    received = criterion.__name__ + " (the class; call it)" if isinstance(criterion, type) else (
+        repr(criterion)
+    )
+    raise ArgumentError(
+        f"Expected a criterion: one of {', '.join(names())}, or a callable from a graph to "
+        f"scores. Received: {received}."
+    )

@@ -1,0 +1,32 @@
+"""Random scores: the baseline that every criterion has to beat."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from tfprune.criteria.scores import Scores
+from tfprune.graph import ChannelGraph
+
+
+@dataclass(frozen=True)
+class Random:
+    """Uniform numbers in [0, 1); the same for the same seed and group name.
+
+    Args:
+        seed: any integer.
+    """
+
+    seed: int = 0
+
+    def __call__(self, graph: ChannelGraph) -> Scores:
+        """Scores of every prunable group."""
+        values = {
+            group.name: np.random.default_rng(
+                [abs(self.seed), zlib.crc32(group.name.encode())]
+            ).random(group.width)
+            for group in graph.prunable
+        }
+        return Scores(values, f"random (seed {self.seed})")

@@ -1,0 +1,137 @@
+"""The two calls that most people need: :func:`plan` and :func:`prune`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tfprune import allocation, criteria
+from tfprune.allocation import Budget, Constraints
+from tfprune.cost import CostModel
+from tfprune.errors import ArgumentError, BudgetError
+from tfprune.graph import ChannelGraph, analyse
+from tfprune.graph.plan import PruningPlan
+from tfprune.surgery import apply, check_finite
+
+
+def plan(
+    model: Any,
+    pruning_ratio: float | Mapping[str, float] | None = None,
+    *,
+    macs: float | int | None = None,
+    params: float | int | None = None,
+    size_bytes: float | int | None = None,
+    criterion: Any = "l1",
+    data: Any = None,
+    order: str = "uniform",
+    round_to: int | str = 8,
+    min_channels: int = 1,
+    max_pruning_ratio: float = 1.0,
+    ignore: Sequence[str] = (),
+) -> PruningPlan:
+    """Decides which channels go, without touching the model.
+
+    Args:
+        model: a functional or sequential model of Keras 3 or tf_keras, or its analysed graph.
+        pruning_ratio: the fraction of channels to **remove**, from 0 up to but not including 1:
+            of every group (with ``order="uniform"``) or of all channels together (``"global"``);
+            or a mapping from names or patterns of groups or layers to ratios.
+        macs, params, size_bytes: budgets instead of a ratio: a float is a fraction of the dense
+            model's (``0.5``), an int a number. Several may be given; all are met, none is exceeded,
+            and one step fewer would not do.
+        criterion: what a channel is worth: a name (``tfprune.criteria.names()``) or an object.
+        data: training data for the criteria that need some.
+        order: ``"uniform"``: all groups lose the same fraction; ``"global"``: the lowest scores go
+            first, wherever they are.
+        round_to: kept widths are multiples of this: an int, or a preset such as ``"cpu_int8"``
+            (``tfprune.allocation.PRESETS``). Groups narrower than one multiple are not rounded.
+            One channel above a multiple costs a phone as much as a whole further multiple.
+        min_channels: fewest channels that a group keeps.
+        max_pruning_ratio: largest fraction of any group that may go.
+        ignore: names or patterns of groups, or of layers whose output channels all stay.
+
+    Returns:
+        The plan: print it, save it, apply it, prove it with :func:`tfprune.verify`.
+
+    Raises:
+        ModelError: the model is subclassed or unbuilt, or has weights that are not finite.
+        ArgumentError: an argument out of range, an unknown criterion, a name that matches nothing.
+        BudgetError: the budget is out of reach (the message names the range), or nothing would go.
+        DataError: the data are empty or lack labels.
+    """
+    budget = Budget(macs, params, size_bytes)
+    if (pruning_ratio is None) == (not budget):
+        raise ArgumentError(
+            "Expected either pruning_ratio or budgets (macs, params, size_bytes). Received: "
+            f"{'both' if budget else 'neither'}. Write, say, pruning_ratio=0.5 or macs=0.5."
+        )
+    if pruning_ratio is not None and not isinstance(pruning_ratio, Mapping):
+        allocation.check_ratio(pruning_ratio)
+    if order not in allocation.ORDERS:
+        raise ArgumentError(
+            f"Expected order to be one of {', '.join(allocation.ORDERS)}. Received: {order!r}."
+        )
+    constraints = Constraints(round_to, min_channels, max_pruning_ratio, ignore)
+    chosen = criteria.get(criterion, data)
+
+    graph = model if isinstance(model, ChannelGraph) else analyse(model)
+    check_finite(graph.model)
+    costs = CostModel(graph)
+    scores = chosen(graph)
+    chain_list = allocation.chains(graph, scores, constraints, costs)
+    if isinstance(pruning_ratio, Mapping):
+        kept = allocation.by_pattern(graph, chain_list, pruning_ratio)
+    elif pruning_ratio is not None and order == "uniform":
+        kept = allocation.every_group(chain_list, pruning_ratio)
+    elif pruning_ratio is not None:
+        steps = allocation.ORDERS[order](chain_list)
+        kept = allocation.overall(chain_list, steps, pruning_ratio)
+    else:
+        kept = allocation.meet(budget, chain_list, allocation.ORDERS[order](chain_list), costs)
+
+    asked = {"pruning_ratio": pruning_ratio, **budget.given()}
+    notes = {
+        "criterion": scores.criterion,
+        "asked": ", ".join(f"{k}={v}" for k, v in asked.items() if v is not None),
+        "order": order,
+        "round_to": str(round_to),
+    }
+    result = PruningPlan.of(graph, kept, notes)
+    wants_something = (
+        bool(budget)
+        or (isinstance(pruning_ratio, Mapping) and any(pruning_ratio.values()))
+        or (not isinstance(pruning_ratio, Mapping) and bool(pruning_ratio))
+    )
+    if not result.kept and wants_something and not (budget and _loose(budget)):
+        raise BudgetError(
+            f"Expected a request that removes channels. Received: {notes['asked']} with "
+            f"round_to={round_to}, min_channels={min_channels}, which leaves every group whole. "
+            + (
+                "Nothing in this model can be pruned; print(tfprune.analyse(model)) says why."
+                if not graph.prunable
+                else "Ask for more, or use a smaller round_to."
+            )
+        )
+    return result
+
+
+def _loose(budget: Budget) -> bool:
+    """Whether the dense model may meet the budget as it is, so that nothing has to go."""
+    return all(value >= 1 for value in budget.given().values())
+
+
+def prune(model: Any, pruning_ratio: float | Mapping[str, float] | None = None, **options: Any) -> Any:
+    """A smaller model: :func:`plan`, then apply it.
+
+    Args:
+        model: a functional or sequential model of Keras 3 or tf_keras; it stays as it is.
+        pruning_ratio: see :func:`plan`.
+        **options: all of :func:`plan`'s.
+
+    Returns:
+        An ordinary model of the same framework with fewer channels, ready to fine-tune.
+
+    Raises:
+        TfpruneError: as :func:`plan`.
+    """
+    return apply(model, plan(model, pruning_ratio, **options))
