@@ -28,6 +28,7 @@ def plan(
     min_channels: int = 1,
     max_pruning_ratio: float = 1.0,
     ignore: Sequence[str] = (),
+    input_shape: Any = None,
 ) -> PruningPlan:
     """Decides which channels go, without touching the model.
 
@@ -49,6 +50,7 @@ def plan(
         min_channels: fewest channels that a group keeps.
         max_pruning_ratio: largest fraction of any group that may go.
         ignore: names or patterns of groups, or of layers whose output channels all stay.
+        input_shape: shape of one example, for ``macs`` of a model that leaves sizes free.
 
     Returns:
         The plan: print it, save it, apply it, prove it with :func:`tfprune.verify`.
@@ -74,7 +76,7 @@ def plan(
     constraints = Constraints(round_to, min_channels, max_pruning_ratio, ignore)
     chosen = criteria.get(criterion, data)
 
-    graph = model if isinstance(model, ChannelGraph) else analyse(model)
+    graph = model if isinstance(model, ChannelGraph) else analyse(model, input_shape=input_shape)
     check_finite(graph.model)
     costs = CostModel(graph)
     scores = chosen(graph)

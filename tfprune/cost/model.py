@@ -161,8 +161,8 @@ class CostModel:
         if not self._macs.known:
             raise ModelError(
                 "Expected a model whose MACs are a number. Received: a model with an input of "
-                "free size (None), such as any image size. Build it with a fixed input shape to "
-                "count MACs, or use params= or size_bytes= as the budget."
+                "free size (None), such as any image size. Name the size to count for, "
+                "input_shape=(224, 224, 3), or use params= or size_bytes= as the budget."
             )
         return int(round(self._macs.values(self._axes.counts(mask)).sum()))
 
@@ -253,12 +253,13 @@ class CostModel:
         )
 
 
-def measure(model: Any, plan: PruningPlan | None = None) -> Cost:
+def measure(model: Any, plan: PruningPlan | None = None, *, input_shape: Any = None) -> Cost:
     """Parameters, MACs and bytes of a model, or of what a plan would make of it.
 
     Args:
         model: a model, or its :class:`~tfprune.graph.ChannelGraph`.
         plan: if given, the cost after applying it (nothing is rebuilt).
+        input_shape: shape of one example, for a model that leaves sizes free.
 
     Returns:
         The cost, in total and per layer. Printing it gives a table.
@@ -267,7 +268,7 @@ def measure(model: Any, plan: PruningPlan | None = None) -> Cost:
         ModelError: the model is subclassed or unbuilt.
         PlanError: the plan is for another model.
     """
-    graph = model if isinstance(model, ChannelGraph) else analyse(model)
+    graph = model if isinstance(model, ChannelGraph) else analyse(model, input_shape=input_shape)
     if plan is not None:
         plan.check(graph)
     costs = CostModel(graph)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfprune.graph.labels import AxisLabels, Keep, Labels, LabelStore, TensorLabels
-from tfprune.graph.trace import Call, Ref, Trace, leaves
+from tfprune.graph.trace import Call, Ref, Trace, image_data_format, leaves
 
 Role = Literal["produces", "follows", "consumes"]
 """What a weight does to the labels on one of its axes.
@@ -131,13 +131,20 @@ class RuleCall:
 
     def arguments(self) -> dict[str, Any]:
         """The call's arguments by parameter name, with :class:`Ref` for symbolic tensors."""
-        function = getattr(self.op, "function", None) or self.op.call
         try:
-            bound = inspect.signature(function).bind(*self.call.args, **self.call.kwargs)
+            bound = inspect.signature(self._function()).bind(*self.call.args, **self.call.kwargs)
         except (TypeError, ValueError):
             return dict(self.call.kwargs)
         bound.apply_defaults()
         return dict(bound.arguments)
+
+    def _function(self) -> Callable[..., Any]:
+        """What the call's arguments go to (tf_keras wraps TensorFlow's functions in layers)."""
+        function: Callable[..., Any] = getattr(self.op, "function", None) or self.op.call
+        return function
+
+    def _parameters(self) -> list[str]:
+        return list(inspect.signature(self._function()).parameters)
 
     def labels_of(self, ref: Ref) -> TensorLabels:
         """The labels of one of the call's input tensors."""
@@ -150,9 +157,22 @@ class RuleCall:
 
     def channel_axis(self) -> int:
         """The channel axis of the first input by the op's ``data_format`` (last by default)."""
-        if getattr(self.op, "data_format", None) == "channels_first":
+        known = getattr(self.op, "data_format", None) or self.arguments().get("data_format")
+        if known is None and hasattr(self.op, "data_format"):
+            # An operation that was not told asks the user's settings when it runs.
+            known = image_data_format(self.op)
+        if str(known).startswith(("channels_first", "NC")):
             return 1
         return len(self.input_shapes[0]) - 1
+
+    def channels(self, axis: int, index: int = 0) -> AxisLabels:
+        """Labels on ``axis`` of an input; on other axes (space, time) nothing may be removed."""
+        labels = self.inputs[index]
+        axis %= len(labels)
+        for other, known in enumerate(labels):
+            if other != axis:
+                self.freeze(known, f"an axis over which {type(self.op).__name__} moves")
+        return labels[axis]
 
     @staticmethod
     def product(sizes: Sequence[int | None]) -> int | None:
@@ -286,6 +306,13 @@ class RuleCall:
         """Registers new entries for the op's configuration, as a function of what is kept."""
         self.record.rewrites.setdefault(id(self.op), {}).setdefault(name, rewrite)
 
+    def entries(self, op: Any, keep: Keep) -> dict[str, Any]:
+        """The new entries for the configuration of ``op``, which this op contains."""
+        result: dict[str, Any] = {}
+        for rewrite in self.record.rewrites.get(id(op), {}).values():
+            result.update(rewrite(keep))
+        return result
+
     def build(self, builder: Builder) -> None:
         """Registers how to make the smaller op, where its configuration is not enough.
 
@@ -296,6 +323,17 @@ class RuleCall:
     def call_arguments(self, rewrite: ArgumentRewrite) -> None:
         """Registers new arguments for this call: ``rewrite(keep, args, kwargs)``."""
         self.record.argument_rewrites.setdefault(id(self.call), rewrite)
+
+    def argument(self, name: str, value: Callable[[Keep], Any]) -> None:
+        """Registers a new value for the parameter ``name`` of this call."""
+        position = self._parameters().index(name)
+
+        def rewrite(keep: Keep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if position < len(args):
+                return (*args[:position], value(keep), *args[position + 1 :]), kwargs
+            return args, {**kwargs, name: value(keep)}
+
+        self.call_arguments(rewrite)
 
     def inexact(self, labels: AxisLabels, why: str, masked: MaskedCall) -> None:
         """States that removing these labels changes statistics, and how to compute without them.
@@ -320,6 +358,7 @@ class RuleCall:
     ) -> list[TensorLabels]:
         """Applies another op's rule, as wrappers do; returns the labels of its outputs.
 
+        ``name`` stands in the path (default: the op's own; ``""``: the path of this op).
         ``repeats``: how often the op runs per call of this one, for the MACs.
         """
         shapes = [*input_shapes, *output_shapes]
@@ -328,7 +367,7 @@ class RuleCall:
         args = given if len(given) == 1 else (list(given),)
         call = Call(op, args, {}, given, tuple(refs[len(inputs) :]))
         self.record.keep_alive.append(call)
-        path = f"{self.path}/{name or op.name}"
+        path = self.path if name == "" else f"{self.path}/{name or op.name}"
         total = None if repeats is None or self.repeats is None else repeats * self.repeats
         return self._dispatch(RuleCall(self.record, call, path, inputs, self._dispatch, total))
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tfprune.graph.groups import ChannelGraph
-from tfprune.graph.trace import Call, Ref, is_model, map_leaves
+from tfprune.graph.trace import Call, Ref, Trace, is_model, map_leaves, trace
+
+if TYPE_CHECKING:
+    from tfprune.graph.groups import ChannelGraph
 
 Override = Callable[..., Any]
 Observer = Callable[[Call, Sequence[Any]], None]
+Key = tuple[int, int, int]
 
 
 def evaluate(
@@ -27,35 +30,52 @@ def evaluate(
         override: ``id`` of a call -> function of the call's input tensors, used in its place.
         observe: sees every call with its input tensors before it is made.
     """
-    return _evaluate(graph, graph.model, batch, override or {}, observe)
+    return _evaluate(graph.record.traces, graph.model, batch, override or {}, observe, {})
+
+
+def shapes_of(
+    traces: dict[int, Trace], model: Any, batch: Sequence[Any]
+) -> dict[Key, tuple[int, ...]]:
+    """The shapes that the model's tensors have for one batch, by their key."""
+    shapes: dict[Key, tuple[int, ...]] = {}
+    _evaluate(traces, model, batch, {}, None, shapes)
+    return shapes
 
 
 def _evaluate(
-    graph: ChannelGraph,
+    traces: dict[int, Trace],
     model: Any,
     batch: Sequence[Any],
     override: Mapping[int, Override],
     observe: Observer | None,
+    shapes: dict[Key, tuple[int, ...]],
 ) -> list[Any]:
-    traced = graph.record.traces[id(model)]
-    known: dict[tuple[int, int, int], Any] = {
-        ref.key: value for ref, value in zip(traced.inputs, batch, strict=True)
-    }
+    traced = traces.get(id(model))
+    if traced is None:
+        traced = traces[id(model)] = trace(model)
+    known: dict[Key, Any] = {}
+
+    def learn(ref: Ref, value: Any) -> None:
+        known[ref.key] = value
+        shapes[ref.key] = tuple(int(size) for size in value.shape)
+
+    for ref, value in zip(traced.inputs, batch, strict=True):
+        learn(ref, value)
     for call in traced.calls:
         tensors = [known[ref.key] for ref in call.inputs]
         if is_model(call.op):
-            outputs = _evaluate(graph, call.op, tensors, override, observe)
+            outputs = _evaluate(traces, call.op, tensors, override, observe, shapes)
         else:
             if observe is not None:
                 observe(call, tensors)
             replaced = override.get(id(call))
             outputs = [replaced(*tensors)] if replaced else _call(call, known)
         for ref, value in zip(call.outputs, outputs, strict=True):
-            known[ref.key] = value
+            learn(ref, value)
     return [known[ref.key] for ref in traced.outputs]
 
 
-def _call(call: Call, known: dict[tuple[int, int, int], Any]) -> list[Any]:
+def _call(call: Call, known: dict[Key, Any]) -> list[Any]:
     def fill(leaf: Any) -> Any:
         return known[leaf.key] if isinstance(leaf, Ref) else leaf
 

@@ -159,12 +159,15 @@ class ChannelGraph:
         return graph_table(self)
 
 
-def analyse(model: Any) -> ChannelGraph:
+def analyse(model: Any, *, input_shape: Any = None) -> ChannelGraph:
     """Labels every channel of a model and groups those that must go together.
 
     Args:
         model: a functional or sequential model of Keras 3 or tf_keras, built; it may nest others.
             It is only read.
+        input_shape: shape of one example without the batch axis (a list of shapes for several
+            inputs), for a model that leaves sizes free, such as ``(224, 224, 3)``: without it
+            the MACs of such a model are not known.
 
     Returns:
         The graph. Printing it gives a table: group, width, layers, share of MACs, and whether it
@@ -172,8 +175,9 @@ def analyse(model: Any) -> ChannelGraph:
 
     Raises:
         ModelError: the model is subclassed, unbuilt or no Keras model.
+        ArgumentError: ``input_shape`` does not fit.
     """
-    record, traced = label_model(model)
+    record, traced = label_model(model, input_shape)
     solution = record.store.solve()
     members, producing, follows_ids = _collect(record, solution)
     count = len(solution.frozen)

@@ -7,24 +7,35 @@ from typing import Any
 
 import numpy as np
 
+from tfprune.errors import ArgumentError
 from tfprune.graph.context import Record, RuleCall, Term
+from tfprune.graph.evaluate import shapes_of
 from tfprune.graph.labels import TensorLabels
 from tfprune.graph.rules import find_rule
-from tfprune.graph.trace import Trace, is_model, trace
+from tfprune.graph.trace import Trace, is_model, trace, with_shapes
 
 _BYTES = {"float64": 8, "int64": 8, "uint64": 8, "float32": 4, "int32": 4, "uint32": 4,
           "float16": 2, "bfloat16": 2, "int16": 2, "uint16": 2}  # fmt: skip
 
 
-def label_model(model: Any) -> tuple[Record, Trace]:
+def label_model(model: Any, input_shape: Any = None) -> tuple[Record, Trace]:
     """Labels every channel of ``model``.
+
+    Args:
+        model: a functional or sequential model.
+        input_shape: shape of one example (a list of them for several inputs), where the model
+            leaves sizes free; only counts of MACs and bytes depend on it.
 
     Raises:
         ModelError: the model, or one nested in it, is subclassed or unbuilt.
+        ArgumentError: ``input_shape`` does not fit the model.
     """
     record = Record()
     traced = trace(model)
     record.traces[id(model)] = traced
+    if input_shape is not None:
+        _settle_sizes(record, traced, input_shape)
+        traced = record.traces[id(model)]
     inputs: list[TensorLabels] = [tuple(None for _ in ref.shape) for ref in traced.inputs]
     for ref in traced.inputs:
         _count_activation(record, "", ref.shape, tuple(None for _ in ref.shape), ref.dtype)
@@ -34,10 +45,39 @@ def label_model(model: Any) -> tuple[Record, Trace]:
     return record, traced
 
 
+def _settle_sizes(record: Record, traced: Trace, input_shape: Any) -> None:
+    """Runs the model once on zeros to learn the sizes that it leaves free."""
+    given = input_shape if isinstance(input_shape, list) else [input_shape]
+    fits = len(given) == len(traced.inputs) and all(
+        len(shape) == len(ref.shape) - 1
+        and all(b is None or a == b for a, b in zip(shape, ref.shape[1:], strict=True))
+        for shape, ref in zip(given, traced.inputs, strict=True)
+    )
+    if not fits:
+        expected = [ref.shape[1:] for ref in traced.inputs]
+        raise ArgumentError(
+            f"Expected input_shape to fit inputs of shape {expected} (one example each, a list "
+            f"for several inputs). Received: {input_shape!r}."
+        )
+    batch = [
+        np.zeros((ref.shape[0] or 1, *shape), ref.dtype)
+        for ref, shape in zip(traced.inputs, given, strict=True)
+    ]
+    shapes = shapes_of(record.traces, traced.model, batch)
+    for key, known in record.traces.items():
+        record.traces[key] = with_shapes(known, shapes)
+
+
 def _run(
-    record: Record, traced: Trace, inputs: Sequence[TensorLabels], prefix: str
+    record: Record,
+    traced: Trace,
+    inputs: Sequence[TensorLabels],
+    prefix: str,
+    repeats: int | None = 1,
 ) -> list[TensorLabels]:
-    """Walks one model's calls; nested models are walked in place."""
+    """Walks one model's calls; nested models are walked in place, wrapped ones run ``repeats``
+    times per example.
+    """
     known: dict[tuple[int, int, int], TensorLabels] = {}
     for ref, labels in zip(traced.inputs, inputs, strict=True):
         # A nested model that is called again must lose the same channels at its inputs.
@@ -46,7 +86,7 @@ def _run(
     for call in traced.calls:
         path = f"{prefix}{call.op.name}"
         given = [known[ref.key] for ref in call.inputs]
-        rule_call = RuleCall(record, call, path, given, apply_rule)
+        rule_call = RuleCall(record, call, path, given, apply_rule, repeats)
         outputs = apply_rule(rule_call)
         for ref, labels in zip(call.outputs, outputs, strict=True):
             known[ref.key] = record.tensors[ref.key] = labels
@@ -80,7 +120,7 @@ def apply_rule(call: RuleCall) -> list[TensorLabels]:
         inner = record.traces.get(id(op))
         if inner is None:
             inner = record.traces[id(op)] = trace(op)
-        return _run(record, inner, call.inputs, call.path + "/")
+        return _run(record, inner, call.inputs, call.path + "/", call.repeats)
     rule, reason = find_rule(op)
     if rule is None:
         for labels in call.inputs:

@@ -45,7 +45,8 @@ def structure_of(model: Any, record: Record) -> Structure:
         op = record.ops[key]
         own = [] if _is_container(op) else list(getattr(op, "weights", []))
         shapes = " ".join("(" + ",".join(str(int(s)) for s in w.shape) + ")" for w in own)
-        layers[path] = f"{type(op).__name__} {shapes}".strip()
+        # A layer comes before the cell that shares its path, and has the cell's weights.
+        layers.setdefault(path, f"{type(op).__name__} {shapes}".strip())
     return Structure(layers)
 
 

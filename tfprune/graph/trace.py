@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tfprune.errors import ModelError
@@ -126,6 +126,12 @@ def framework_module(framework: str) -> Any:
     return sys.modules[framework]
 
 
+def image_data_format(op: Any) -> str:
+    """The user's default data format in the framework of ``op``."""
+    framework = framework_module(framework_of(op) or "keras")
+    return str(framework.backend.image_data_format())
+
+
 def functional_of(model: Any) -> Any:
     """The functional graph behind ``model``.
 
@@ -216,6 +222,37 @@ def trace(model: Any) -> Trace:
         input_structure=map_leaves(ref, structures[0]),
         output_structure=map_leaves(ref, structures[1]),
         input_layers=tuple(getattr(t._keras_history, history_op) for t in graph.inputs),
+    )
+
+
+def with_shapes(traced: Trace, shapes: Mapping[tuple[int, int, int], tuple[int, ...]]) -> Trace:
+    """The same trace with free sizes (but the batch's) replaced by those in ``shapes``."""
+
+    def settle(leaf: Any) -> Any:
+        if not isinstance(leaf, Ref) or leaf.key not in shapes:
+            return leaf
+        return replace(leaf, shape=(leaf.shape[0], *shapes[leaf.key][1:]))
+
+    def all_of(refs: tuple[Ref, ...]) -> tuple[Ref, ...]:
+        return tuple(settle(ref) for ref in refs)
+
+    calls = tuple(
+        Call(
+            call.op,
+            map_leaves(settle, call.args),
+            map_leaves(settle, call.kwargs),
+            all_of(call.inputs),
+            all_of(call.outputs),
+        )
+        for call in traced.calls
+    )
+    return replace(
+        traced,
+        calls=calls,
+        inputs=all_of(traced.inputs),
+        outputs=all_of(traced.outputs),
+        input_structure=map_leaves(settle, traced.input_structure),
+        output_structure=map_leaves(settle, traced.output_structure),
     )
 
 

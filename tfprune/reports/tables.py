@@ -1,0 +1,98 @@
+"""Tables of what the other packages found; nothing is computed here."""
+
+from __future__ import annotations
+
+from tfprune.cost import Cost, CostModel
+from tfprune.graph import ChannelGraph
+from tfprune.graph.plan import PruningPlan
+from tfprune.reports.text import count, mega, percent, shortened, size, table
+
+
+def graph_table(graph: ChannelGraph, *, markdown: bool = False, width: int | None = None) -> str:
+    """One row per channel group: what can go, what cannot, and why."""
+    costs = CostModel(graph)
+    shares = costs.share_of_macs()
+    rows = []
+    for group in graph.groups:
+        verdict = "yes" if group.prunable else f"no: {group.reason}"
+        if group.prunable and not group.exact:
+            verdict = f"yes, inexact: {group.inexact_reason}"
+        rows.append(
+            (
+                group.name,
+                group.width,
+                shortened(group.layers, 2),
+                percent(shares.get(group.name)),
+                verdict,
+            )
+        )
+    channels = sum(group.width for group in graph.prunable)
+    head = (
+        f"{graph.model.name}: {len(graph.prunable)} of {len(graph.groups)} channel groups can be "
+        f"pruned, {channels:,} channels in all"
+    )
+    if shares:
+        head += (
+            f"; {percent(costs.frozen_share_of_macs())} of the MACs are out of reach"
+        )
+    body = table(
+        ("group", "width", "layers", "MACs", "prunable"),
+        rows,
+        right=("width", "MACs"),
+        cut=("layers",),
+        markdown=markdown,
+        width=width,
+    )
+    tail = (
+        "MACs: the share that would go with all of the group's channels; a layer counts for the "
+        "groups that it reads and writes."
+    )
+    return f"{head}\n\n{body}\n\n{tail}"
+
+
+def plan_table(plan: PruningPlan) -> str:
+    """One row per group that loses channels."""
+    rows = [
+        (name, plan.widths[name], len(kept), percent(1 - len(kept) / plan.widths[name]))
+        for name, kept in plan.kept.items()
+    ]
+    before = sum(plan.widths.values())
+    after = sum(len(kept) for kept in plan.kept.values())
+    asked = "; ".join(f"{key}: {value}" for key, value in plan.notes.items())
+    head = (
+        f"Plan for a model with fingerprint {plan.structure.fingerprint}: {len(plan.kept)} groups "
+        f"lose {before - after:,} of {before:,} channels"
+    )
+    body = table(
+        ("group", "width", "kept", "pruned"), rows, right=("width", "kept", "pruned")
+    )
+    return f"{head}\n{asked}\n\n{body}" if asked else f"{head}\n\n{body}"
+
+
+def cost_table(cost: Cost, *, markdown: bool = False) -> str:
+    """One row per operation that has parameters or MACs, and the totals."""
+    rows = [
+        (
+            layer.path,
+            layer.kind,
+            count(layer.parameters),
+            count(layer.macs),
+            count(layer.activation_bytes),
+        )
+        for layer in cost.layers
+        if layer.parameters or layer.macs
+    ]
+    rows.append(
+        ("total", "", count(cost.parameters), count(cost.macs), count(cost.activation_bytes))
+    )
+    body = table(
+        ("layer", "kind", "parameters", "MACs", "activation bytes"),
+        rows,
+        right=("parameters", "MACs", "activation bytes"),
+        markdown=markdown,
+    )
+    head = (
+        f"{mega(cost.parameters)} parameters ({size(cost.size_bytes)}), {mega(cost.macs)}ACs, "
+        f"{size(cost.activation_bytes)} of activations per example"
+    )
+    return f"{head}\n\n{body}"
