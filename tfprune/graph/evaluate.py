@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tfprune.graph.trace import Call, Ref, Trace, is_model, map_leaves, trace
+from tfprune.graph.trace import Call, Ref, Trace, is_model, is_sequential, map_leaves, trace
 
 if TYPE_CHECKING:
     from tfprune.graph.groups import ChannelGraph
@@ -80,9 +81,14 @@ def _call(call: Call, known: dict[Key, Any]) -> list[Any]:
         return known[leaf.key] if isinstance(leaf, Ref) else leaf
 
     kwargs = {k: v for k, v in map_leaves(fill, call.kwargs).items() if v is not None}
-    if kwargs.get("training"):
+    if kwargs.get("training") or _takes_training(call.op):
         kwargs["training"] = False
     return flatten(call.op(*map_leaves(fill, call.args), **kwargs))
+
+
+def _takes_training(op: Any) -> bool:
+    """Layers for augmentation would otherwise think that they are in training."""
+    return "training" in inspect.signature(op.call).parameters
 
 
 def flatten(structure: Any) -> list[Any]:
@@ -96,8 +102,9 @@ def flatten(structure: Any) -> list[Any]:
 
 def call_model(model: Any, batch: Sequence[Any]) -> list[Any]:
     """Calls a model in inference mode on one array per input; the outputs, flattened."""
-    structure = getattr(model, "_inputs_struct", None)
-    if isinstance(structure, dict):
-        named = dict(zip(sorted(structure), batch, strict=True))
-        return flatten(model(named, training=False))
-    return flatten(model(list(batch) if len(batch) > 1 else batch[0], training=False))
+    traced = trace(model)
+    known = {ref.key: value for ref, value in zip(traced.inputs, batch, strict=True)}
+    if is_sequential(model):
+        return flatten(model(batch[0], training=False))
+    inputs = map_leaves(lambda ref: known[ref.key], traced.input_structure)
+    return flatten(model(inputs, training=False))

@@ -37,11 +37,16 @@ def table(
 
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for number, column in enumerate(columns):
+        widest = max([len(column), *(len(str(row[number])) for row in rows)])
+        whole = column in right or number == 0
         drawn.add_column(
-            column, justify="right" if column in right else "left",
-            no_wrap=column in right or column in cut or number == 0,
+            column,
+            justify="right" if column in right else "left",
+            no_wrap=whole or column in cut,
             overflow="ellipsis" if column in cut else "fold",
-        )  # fmt: skip
+            min_width=widest if whole else min(widest, 20),
+            max_width=36 if column in cut else None,
+        )
     for row in rows:
         drawn.add_row(*[str(cell).replace("[", "\\[") for cell in row])
     columns_wide = width or max(shutil.get_terminal_size((120, 24)).columns, 80)

@@ -125,7 +125,7 @@ class Rebuilder:
         for rewrite in self._record.rewrites.get(id(op), {}).values():
             config.update(rewrite(self._keep))
         try:
-            return type(op).from_config(config)
+            return type(op).from_config(_unbuilt(config))
         except Exception as error:
             path = self._record.paths.get(id(op), op.name)
             raise ModelError(
@@ -150,6 +150,10 @@ class Rebuilder:
                 )
             for source, target in zip(sources, targets, strict=True):
                 self._copy(source, target, self._record.paths[op_id])
+        for op_id, new in self._made.items():
+            finisher = self._record.finishers.get(op_id)
+            if finisher is not None:
+                finisher(self._keep, new)
 
     def _copy(self, source: Any, target: Any, path: str) -> None:
         value = np.asarray(source)
@@ -167,6 +171,16 @@ class Rebuilder:
                 "The rule of this layer does not describe all of its weights."
             )
         target.assign(value)
+
+
+def _unbuilt(config: Any) -> Any:
+    """Without the shapes that contained layers were built for: they are built anew, smaller."""
+    if isinstance(config, list | tuple):
+        items = [_unbuilt(item) for item in config]
+        return tuple(items) if isinstance(config, tuple) else items
+    if isinstance(config, dict):
+        return {k: _unbuilt(value) for k, value in config.items() if k != "build_config"}
+    return config
 
 
 def _variables(op: Any) -> list[Any]:

@@ -143,7 +143,7 @@ def masked_outputs(graph: ChannelGraph, plan: PruningPlan, batch: Sequence[Array
                 continue
             kept = keep(labels)
             if not kept.all():
-                value = np.array(site.variable) if value is None else value
+                value = np.asarray(site.variable).copy() if value is None else value
                 index = [slice(None)] * value.ndim
                 index[axis] = ~kept  # type: ignore[call-overload]
                 value[tuple(index)] = 0
@@ -187,7 +187,9 @@ def _batch(graph: ChannelGraph, inputs: Any, seed: int) -> list[Array]:
     result: list[Array] = []
     for ref in graph.trace.inputs:
         shape = (ref.shape[0] or 2, *(32 if size is None else size for size in ref.shape[1:]))
-        if ref.dtype.startswith(("int", "uint", "bool")):
+        if ref.dtype == "string":
+            result.append(random.integers(0, 2, shape).astype(str).astype(object))
+        elif ref.dtype.startswith(("int", "uint", "bool")):
             result.append(random.integers(0, 2, shape).astype(ref.dtype))
         else:
             result.append(random.standard_normal(shape).astype(ref.dtype))

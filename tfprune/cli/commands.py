@@ -1,0 +1,241 @@
+"""What the commands do: read files, call one public function, print one report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tfprune
+from tfprune.cli.main import CHECK_FAILED, OK
+from tfprune.cost import CostModel, measure
+from tfprune.errors import ArgumentError, DataError
+from tfprune.graph.plan import PruningPlan
+from tfprune.loading import load_model
+from tfprune.reports.text import count, percent
+from tfprune.saving import check_target, save_model
+
+
+def inspect(options: Namespace) -> int:
+    """Prints the channel groups of a model."""
+    graph = tfprune.analyse(load_model(options.model), input_shape=options.input_shape)
+    cost = measure(graph)
+    if options.json:
+        costs = CostModel(graph)
+        shares = costs.share_of_macs()
+        groups = [
+            {
+                "name": group.name,
+                "width": group.width,
+                "layers": group.layers,
+                "share_of_macs": shares.get(group.name),
+                "prunable": group.prunable,
+                "reason": group.reason,
+                "exact": group.exact,
+            }
+            for group in graph.groups
+        ]
+        totals = {k: v for k, v in dataclasses.asdict(cost).items() if k != "layers"}
+        frozen = costs.frozen_share_of_macs()
+        _print_json({"model": graph.model.name, "cost": totals, "frozen_share_of_macs": frozen,
+                     "groups": groups})  # fmt: skip
+        return OK
+    print(graph)
+    if options.layers:
+        print(f"\n{cost}")
+    return OK
+
+
+def prune(options: Namespace) -> int:
+    """Writes a smaller model, after proving the surgery on it."""
+    if not options.dry_run:
+        check_target(options.output, (".keras", ".h5"))
+    model = load_model(options.model)
+    if options.plan:
+        given = [n for n in ("ratio", "macs", "params", "size_bytes") if getattr(options, n)]
+        if given:
+            raise ArgumentError(
+                f"Expected either --plan or a request. Received: both (--{given[0]})."
+            )
+        plan = PruningPlan.load(options.plan)
+    else:
+        data = None
+        if options.data:
+            data = tfprune.data.load(options.data).train
+        plan = tfprune.plan(
+            model,
+            options.ratio,
+            macs=options.macs,
+            params=options.params,
+            size_bytes=options.size_bytes,
+            criterion=options.criterion,
+            data=data,
+            order=options.order,
+            round_to=options.round_to,
+            min_channels=options.min_channels,
+            ignore=options.ignore,
+            input_shape=options.input_shape,
+        )
+    before = measure(model, input_shape=options.input_shape)
+    after = measure(model, plan, input_shape=options.input_shape)
+    found = None
+    if not options.dry_run:
+        small = plan.apply(model)
+        found = tfprune.verify(model, plan, pruned=small)
+        if not found:
+            print(f"{found}. Nothing was written; please report this model.", file=sys.stderr)
+            return CHECK_FAILED
+        save_model(small, options.output)
+    if options.save_plan:
+        plan.save(options.save_plan)
+    if options.json:
+        _print_json({
+            "plan": {name: len(kept) for name, kept in plan.kept.items()},
+            "notes": dict(plan.notes),
+            "parameters": [before.parameters, after.parameters],
+            "macs": [before.macs, after.macs],
+            "size_bytes": [before.size_bytes, after.size_bytes],
+            "relative_difference": None if found is None else found.relative,
+            "output": None if options.dry_run else options.output,
+        })  # fmt: skip
+        return OK
+    print(f"{plan}\n")
+    print(_change("MACs", before.macs, after.macs))
+    print(_change("parameters", before.parameters, after.parameters))
+    if found is not None:
+        print(f"{found}\n")
+        print(f"Wrote {options.output}. Its accuracy has to be won back: fine-tune it before use.")
+    return OK
+
+
+def export(options: Namespace) -> int:
+    """Writes a LiteRT file."""
+    report = tfprune.export(
+        load_model(options.model),
+        options.output,
+        quantize=options.quantize,
+        calibration=_calibration(options.calibration),
+        input_shape=options.input_shape,
+        verbose=_verbose(options),
+    )
+    _print(options, report)
+    return OK
+
+
+def benchmark(options: Namespace) -> int:
+    """Measures files side by side."""
+    from tfprune.litert import benchmark_many
+
+    reports = benchmark_many(
+        {name: _runnable(name) for name in options.models},
+        threads=options.threads,
+        runs=options.runs,
+        warmup=options.warmup,
+        gpu=options.gpu,
+        profile=options.profile,
+        verbose=_verbose(options),
+    )
+    if options.json:
+        _print_json({name: dataclasses.asdict(report) for name, report in reports.items()})
+    else:
+        print("\n\n".join(str(report) for report in reports.values()))
+    return OK
+
+
+def compare(options: Namespace) -> int:
+    """Prints one table of several models."""
+    models: dict[str, Any] = {}
+    for text in options.models:
+        name, separator, path = text.rpartition("=")
+        if not separator:
+            name = Path(path).stem
+        if name in models:
+            raise ArgumentError(f"Expected different names. Received: {name!r} twice.")
+        models[name] = _runnable(path)
+    data = tfprune.data.load(options.data).test if options.data else None
+    report = tfprune.compare(
+        models, data, runs=options.runs, gpu=options.gpu, verbose=_verbose(options)
+    )
+    if options.json:
+        _print_json(report.as_dict())
+    else:
+        print(report.to_markdown() if options.markdown else report)
+    return OK
+
+
+def demo(options: Namespace) -> int:
+    """The main job on real data."""
+    from tfprune.demo import demo as run
+
+    report = run(
+        options.dataset,
+        options.output,
+        epochs=options.epochs,
+        subset=options.subset,
+        seed=options.seed,
+        gpu=options.gpu,
+        verbose=_verbose(options),
+    )
+    if options.json:
+        _print_json(report.as_dict())
+    else:
+        print(report)
+    return OK
+
+
+def _runnable(path: str) -> Any:
+    """A LiteRT file's path as it is; a Keras file as a model."""
+    return load_model(path) if Path(path).suffix in (".keras", ".h5", ".hdf5") else path
+
+
+def _calibration(name: str | None) -> Any:
+    if name is None:
+        return None
+    if name.endswith(".npy"):
+        import numpy as np
+
+        try:
+            return np.load(name, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"Expected an .npy file of numbers. Received: {name!r} ({error})."
+            ) from error
+    return tfprune.data.load(name).train
+
+
+def _verbose(options: Namespace) -> int:
+    return 0 if options.quiet or options.json else 1
+
+
+def _change(what: str, before: float | None, after: float | None) -> str:
+    if not before or after is None:
+        return f"{what}: not known, as the input's size is open (use --input-shape)"
+    return f"{what}: {count(before)} -> {count(after)} ({percent(after / before)})"
+
+
+def _print(options: Namespace, report: Any) -> None:
+    if options.json:
+        _print_json(dataclasses.asdict(report))
+    else:
+        print(report)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(_plain(value), indent=2))
+
+
+def _plain(value: Any) -> Any:
+    """Values that JSON knows: paths as text, numbers that are not finite as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return os.fspath(value) if isinstance(value, os.PathLike) else value

@@ -1,0 +1,109 @@
+"""Figures of what the other packages found (the only place that imports matplotlib)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tfprune.graph.plan import PruningPlan
+    from tfprune.reports.comparison import Comparison
+
+# One colour per model, readable with colour-blind eyes and in grey.
+_COLOURS = ("#4c5c68", "#e07a1f", "#2a7f9e", "#8a4f9e", "#6a994e")
+
+
+def comparison_figure(comparison: Comparison) -> Any:
+    """Bars for accuracy, MACs, bytes and CPU latency, one panel each.
+
+    Returns:
+        A ``matplotlib.figure.Figure``, not attached to any window.
+    """
+    panels = [
+        ("accuracy, %", [None if r.accuracy is None else 100 * r.accuracy for r in comparison.rows]),
+        ("million MACs", [None if r.macs is None else r.macs / 1e6 for r in comparison.rows]),
+        ("file, kB", [r.size_bytes / 1e3 for r in comparison.rows]),
+        ("CPU, ms", [r.latency_ms for r in comparison.rows]),
+    ]
+    shown = [(title, values) for title, values in panels if any(v is not None for v in values)]
+    figure = _figure(3.0 * len(shown), 3.2)
+    names = [row.name for row in comparison.rows]
+    for number, (title, values) in enumerate(shown):
+        axes = figure.add_subplot(1, len(shown), number + 1)
+        _bars(axes, names, values)
+        axes.set_title(title, fontsize=10)
+    figure.tight_layout()
+    return figure
+
+
+def widths_figure(plan: PruningPlan) -> Any:
+    """Width of every group that loses channels, before and after.
+
+    Returns:
+        A ``matplotlib.figure.Figure``.
+    """
+    names = list(plan.kept)
+    figure = _figure(max(5.0, 0.28 * len(names) + 1.5), 3.4)
+    axes = figure.add_subplot(1, 1, 1)
+    positions = range(len(names))
+    axes.bar(positions, [plan.widths[n] for n in names], color="#c9d1d6", label="before")
+    axes.bar(positions, [len(plan.kept[n]) for n in names], color=_COLOURS[1], label="kept")
+    axes.set_xticks(list(positions), names, rotation=90, fontsize=7)
+    axes.set_ylabel("channels")
+    axes.legend(frameon=False)
+    _plain(axes)
+    figure.tight_layout()
+    return figure
+
+
+def training_figure(histories: Mapping[str, Sequence[float]], label: str = "accuracy") -> Any:
+    """One curve per run over epochs.
+
+    Args:
+        histories: name of the run -> one value per epoch.
+        label: of the vertical axis.
+
+    Returns:
+        A ``matplotlib.figure.Figure``.
+    """
+    figure = _figure(5.5, 3.2)
+    axes = figure.add_subplot(1, 1, 1)
+    for number, (name, values) in enumerate(histories.items()):
+        axes.plot(
+            range(1, len(values) + 1), values, color=_COLOURS[number % len(_COLOURS)], label=name
+        )
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(label)
+    axes.legend(frameon=False)
+    _plain(axes)
+    figure.tight_layout()
+    return figure
+
+
+def save(figure: Any, path: str | os.PathLike[str]) -> None:
+    """Writes a figure as PNG (or whatever the suffix says)."""
+    figure.savefig(path, dpi=130)
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    # Not pyplot: no window, no global state.
+    return Figure(figsize=(width, height))
+
+
+def _bars(axes: Any, names: Sequence[str], values: Sequence[float | None]) -> None:
+    heights = [0.0 if value is None else value for value in values]
+    bars = axes.bar(
+        range(len(names)), heights, color=[_COLOURS[i % len(_COLOURS)] for i in range(len(names))]
+    )
+    axes.bar_label(bars, [("–" if v is None else f"{v:.3g}") for v in values], fontsize=8)
+    axes.set_xticks(range(len(names)), names, fontsize=8, rotation=20)
+    axes.margins(y=0.15)
+    _plain(axes)
+
+
+def _plain(axes: Any) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
