@@ -24,9 +24,20 @@ _EXPORTS = {
     "compare": "tfprune.reports",
     "TfpruneError": "tfprune.errors",
 }
-_MODULES = ("allocation", "cost", "criteria", "data", "graph", "litert", "protocols", "reports", "surgery", "zoo")
+_MODULES = (
+    "allocation",
+    "cost",
+    "criteria",
+    "data",
+    "graph",
+    "litert",
+    "protocols",
+    "reports",
+    "surgery",
+    "zoo",
+)
 
-__all__ = [*_EXPORTS, *_MODULES, "__version__"]  # noqa: PLE0604
+__all__ = [*_EXPORTS, *_MODULES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -89,7 +89,11 @@ def has_labels(data: Any) -> bool:
     Raises:
         DataError: it is of no known kind, or carries sample weights.
     """
-    return _split(data.element_spec if is_dataset(data) else data)[1] is not None
+    if is_dataset(data):
+        return _split(data.element_spec)[1] is not None
+    x, y = _split(data)
+    _arrays(x)
+    return y is not None
 
 
 def count_examples(data: Any) -> int | None:
@@ -186,6 +190,10 @@ def _checked(
 def check_shapes(x: Any, input_shape: Any) -> None:
     """Checks one batch against ``model.input_shape``; ``None`` in a shape fits every size.
 
+    Args:
+        x: arrays, or the specifications of a dataset's elements.
+        input_shape: a tuple, or a list or dictionary of them.
+
     Raises:
         DataError: another number of inputs, other names, or a shape that does not fit.
     """
@@ -202,9 +210,12 @@ def check_shapes(x: Any, input_shape: Any) -> None:
             raise DataError(f"Expected {len(shapes)} inputs; received {len(leaves)}.")
         pairs = list(zip(leaves, shapes, strict=True))
     for leaf, shape in pairs:
-        came = tuple(np.shape(leaf))
+        if getattr(leaf.shape, "rank", 0) is None:
+            continue
+        came = tuple(leaf.shape)
         fits = len(came) == len(shape) and all(
-            size is None or size == length for size, length in zip(shape, came, strict=True)
+            size is None or length is None or size == length
+            for size, length in zip(shape, came, strict=True)
         )
         if not fits:
             unbatched = len(came) == len(shape) - 1

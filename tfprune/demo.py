@@ -218,4 +218,3 @@ class _Notes:
                 bar.update(task, completed=epoch + 1, description=text)
 
             yield report
-

@@ -32,5 +32,9 @@ class DataError(TfpruneError, ValueError):
     """The data are empty, of the wrong shape or without labels."""
 
 
+class FileError(TfpruneError, OSError):
+    """A file cannot be written."""
+
+
 class ExportError(TfpruneError, RuntimeError):
     """The model could not be converted, or the written model is not equal to the Keras one."""

@@ -122,7 +122,9 @@ def _loose(budget: Budget) -> bool:
     return all(value >= 1 for value in budget.given().values())
 
 
-def prune(model: Any, pruning_ratio: float | Mapping[str, float] | None = None, **options: Any) -> Any:
+def prune(
+    model: Any, pruning_ratio: float | Mapping[str, float] | None = None, **options: Any
+) -> Any:
     """A smaller model: :func:`plan`, then apply it.
 
     Args:

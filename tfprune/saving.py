@@ -8,47 +8,35 @@ from pathlib import Path
 from typing import Any
 
 from tfprune.errors import ArgumentError
+from tfprune.writing import replacing, writable_target
+
+_SUFFIXES = (".keras", ".h5")
 
 
-def check_target(path: str | os.PathLike[str], suffixes: tuple[str, ...] = (".keras",)) -> Path:
-    """The path, if a file can be written there.
+def check_target(path: str | os.PathLike[str]) -> Path:
+    """The path, if a model file can be written there.
 
     Raises:
-        ArgumentError: another kind of file, a folder that does not exist or cannot be written.
+        ArgumentError: another kind of file, or a folder that does not exist.
+        FileError: the place cannot be written.
     """
-    target = Path(path)
-    if target.suffix not in suffixes:
+    if Path(path).suffix not in _SUFFIXES:
         raise ArgumentError(
-            f"Expected an output file ending in {' or '.join(suffixes)}. Received: {str(target)!r}."
+            f"Expected an output file ending in {' or '.join(_SUFFIXES)}. "
+            f"Received: {os.fspath(path)!r}."
         )
-    folder = target.parent
-    if not folder.is_dir():
-        raise ArgumentError(
-            f"Expected an output path in a folder that exists. Received: {str(target)!r}; there "
-            f"is no folder {str(folder)!r}. Create it first."
-        )
-    if target.is_dir() or not os.access(folder, os.W_OK):
-        raise ArgumentError(
-            f"Expected an output path that can be written. Received: {str(target)!r}."
-        )
-    return target
+    return writable_target(path)
 
 
 def save_model(model: Any, path: str | os.PathLike[str]) -> None:
-    """Saves a model beside its target and moves it there in one step.
+    """Saves a model of Keras 3 or tf_keras; the file appears whole or not at all.
 
     Raises:
-        ArgumentError: the path cannot be written.
+        ArgumentError, FileError: as :func:`check_target`.
     """
-    target = check_target(path, (".keras", ".h5"))
-    handle, name = tempfile.mkstemp(
-        dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix
-    )
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        model.save(temporary)
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    target = check_target(path)
+    with replacing(target) as temporary, tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        # Keras tells the format by the suffix, which the temporary file has not.
+        staged = Path(folder) / f"model{target.suffix}"
+        model.save(staged)
+        os.replace(staged, temporary)

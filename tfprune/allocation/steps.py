@@ -141,9 +141,7 @@ def chains(
     return result
 
 
-def protected_channels(
-    graph: ChannelGraph, scores: Scores, costs: CostModel
-) -> NDArray[np.bool_]:
+def protected_channels(graph: ChannelGraph, scores: Scores, costs: CostModel) -> NDArray[np.bool_]:
     """Channels that must stay so that no axis of any tensor or weight becomes empty.
 
     A slice or a branch may see only some channels of a group; the best of those is protected. bool

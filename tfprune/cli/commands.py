@@ -55,7 +55,7 @@ def inspect(options: Namespace) -> int:
 def prune(options: Namespace) -> int:
     """Writes a smaller model, after proving the surgery on it."""
     if not options.dry_run:
-        check_target(options.output, (".keras", ".h5"))
+        check_target(options.output)
     model = load_model(options.model)
     if options.plan:
         given = [n for n in ("ratio", "macs", "params", "size_bytes") if getattr(options, n)]

@@ -32,8 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"tfprune {options.command}: {error}", file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
-        print(f"tfprune {options.command}: interrupted; nothing half-written is left.",
-              file=sys.stderr)  # fmt: skip
+        print(
+            f"tfprune {options.command}: interrupted; nothing half-written is left.",
+            file=sys.stderr,
+        )
         return INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
@@ -53,60 +55,113 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     inspect = _command(
-        commands, "inspect", "show which channels can be removed, and why others cannot",
+        commands,
+        "inspect",
+        "show which channels can be removed, and why others cannot",
         "tfprune inspect model.keras",
-    )  # fmt: skip
+    )
     _model(inspect)
     inspect.add_argument("--layers", action="store_true", help="also list the cost of every layer")
 
     prune = _command(
-        commands, "prune", "remove channels and write a smaller model",
+        commands,
+        "prune",
+        "remove channels and write a smaller model",
         "tfprune prune model.keras small.keras --macs 0.5",
-    )  # fmt: skip
+    )
     _model(prune)
     prune.add_argument("output", metavar="OUTPUT", help="the .keras file to write")
-    prune.add_argument("--ratio", type=float, metavar="R",
-                       help="fraction of every group's channels to remove, such as 0.5")  # fmt: skip
-    for name, what in (("macs", "multiply-accumulates"), ("params", "parameters"),
-                       ("size-bytes", "bytes of weights")):  # fmt: skip
-        prune.add_argument(f"--{name}", type=_number, metavar="N",
-                           help=f"at most this many {what}: a fraction (0.5) or a number")  # fmt: skip
-    prune.add_argument("--criterion", default="l1", metavar="NAME",
-                       help="what a channel is worth: l1 (default), l2, bn_scale, fpgm, random, "
-                       "and with --data taylor, activation_mean, apoz")  # fmt: skip
-    prune.add_argument("--data", metavar="NAME",
-                       help="data set for criteria that need one: digits, cifar10, …")  # fmt: skip
-    prune.add_argument("--order", default="uniform", choices=("uniform", "global"),
-                       help="all groups alike (default), or the lowest scores first")  # fmt: skip
-    prune.add_argument("--round-to", type=_round_to, default=8, metavar="N",
-                       help="keep multiples of N channels (default 8), or a target: cpu_fp32, "
-                       "cpu_fp16, cpu_int8, gpu, gpu_large")  # fmt: skip
-    prune.add_argument("--min-channels", type=int, default=1, metavar="N",
-                       help="fewest channels that a group keeps (default 1)")  # fmt: skip
-    prune.add_argument("--ignore", action="append", default=[], metavar="NAME",
-                       help="group or layer, or a pattern, whose channels stay; repeatable")  # fmt: skip
+    prune.add_argument(
+        "--ratio",
+        type=float,
+        metavar="R",
+        help="fraction of every group's channels to remove, such as 0.5",
+    )
+    for name, what in (
+        ("macs", "multiply-accumulates"),
+        ("params", "parameters"),
+        ("size-bytes", "bytes of weights"),
+    ):
+        prune.add_argument(
+            f"--{name}",
+            type=_number,
+            metavar="N",
+            help=f"at most this many {what}: a fraction (0.5) or a number",
+        )
+    prune.add_argument(
+        "--criterion",
+        default="l1",
+        metavar="NAME",
+        help="what a channel is worth: l1 (default), l2, bn_scale, fpgm, random, "
+        "and with --data taylor, activation_mean, apoz",
+    )
+    prune.add_argument(
+        "--data", metavar="NAME", help="data set for criteria that need one: digits, cifar10, …"
+    )
+    prune.add_argument(
+        "--order",
+        default="uniform",
+        choices=("uniform", "global"),
+        help="all groups alike (default), or the lowest scores first",
+    )
+    prune.add_argument(
+        "--round-to",
+        type=_round_to,
+        default=8,
+        metavar="N",
+        help="keep multiples of N channels (default 8), or a target: cpu_fp32, "
+        "cpu_fp16, cpu_int8, gpu, gpu_large",
+    )
+    prune.add_argument(
+        "--min-channels",
+        type=int,
+        default=1,
+        metavar="N",
+        help="fewest channels that a group keeps (default 1)",
+    )
+    prune.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="group or layer, or a pattern, whose channels stay; repeatable",
+    )
     prune.add_argument("--plan", metavar="FILE", help="apply this plan instead of making one")
     prune.add_argument("--save-plan", metavar="FILE", help="also write the plan as JSON")
     prune.add_argument("--dry-run", action="store_true", help="show the plan, write no model")
 
     export = _command(
-        commands, "export", "write a LiteRT (.tflite) file and check it against the model",
+        commands,
+        "export",
+        "write a LiteRT (.tflite) file and check it against the model",
         "tfprune export small.keras small.tflite --quantize int8 --calibration cifar10",
-    )  # fmt: skip
+    )
     _model(export)
     export.add_argument("output", metavar="OUTPUT", help="the .tflite file to write")
-    export.add_argument("--quantize", choices=("float16", "dynamic", "int8"),
-                        help="store smaller numbers; int8 needs --calibration")  # fmt: skip
-    export.add_argument("--calibration", metavar="DATA",
-                        help="for int8: name of a data set (its training images), or an .npy "
-                        "file of typical inputs")  # fmt: skip
+    export.add_argument(
+        "--quantize",
+        choices=("float16", "dynamic", "int8"),
+        help="store smaller numbers; int8 needs --calibration",
+    )
+    export.add_argument(
+        "--calibration",
+        metavar="DATA",
+        help="for int8: name of a data set (its training images), or an .npy "
+        "file of typical inputs",
+    )
 
     benchmark = _command(
-        commands, "benchmark", "measure CPU latency, and try the GPU delegate for real",
+        commands,
+        "benchmark",
+        "measure CPU latency, and try the GPU delegate for real",
         "tfprune benchmark dense.tflite small.tflite",
-    )  # fmt: skip
-    benchmark.add_argument("models", nargs="+", metavar="MODEL",
-                           help=".tflite, .keras or .h5 files, measured side by side")  # fmt: skip
+    )
+    benchmark.add_argument(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help=".tflite, .keras or .h5 files, measured side by side",
+    )
     benchmark.add_argument("--threads", type=int, default=1, metavar="N", help="default 1")
     benchmark.add_argument("--runs", type=int, default=50, metavar="N", help="default 50")
     benchmark.add_argument("--warmup", type=int, default=10, metavar="N", help="default 10")
@@ -114,25 +169,40 @@ def build_parser() -> argparse.ArgumentParser:
     _gpu(benchmark)
 
     compare = _command(
-        commands, "compare", "one table: accuracy, MACs, bytes, latency, GPU delegation",
+        commands,
+        "compare",
+        "one table: accuracy, MACs, bytes, latency, GPU delegation",
         "tfprune compare dense=model.keras pruned=small.keras --data digits",
-    )  # fmt: skip
-    compare.add_argument("models", nargs="+", metavar="NAME=MODEL",
-                         help="the first is what the others are compared with")  # fmt: skip
+    )
+    compare.add_argument(
+        "models",
+        nargs="+",
+        metavar="NAME=MODEL",
+        help="the first is what the others are compared with",
+    )
     compare.add_argument("--data", metavar="NAME", help="data set whose test images to score")
     compare.add_argument("--runs", type=int, default=50, metavar="N", help="default 50")
     compare.add_argument("--markdown", action="store_true", help="print a Markdown table")
     _gpu(compare)
 
     demo = _command(
-        commands, "demo", "train, prune, fine-tune, export and compare, on handwritten digits",
+        commands,
+        "demo",
+        "train, prune, fine-tune, export and compare, on handwritten digits",
         "tfprune demo",
-    )  # fmt: skip
-    demo.add_argument("--dataset", default="digits", metavar="NAME",
-                      help="digits (default, nothing to download), or cifar10, fashion_mnist, … "
-                      "through TFDS")  # fmt: skip
-    demo.add_argument("--output", default="tfprune-demo", metavar="DIR",
-                      help="folder for models and plots (default tfprune-demo)")  # fmt: skip
+    )
+    demo.add_argument(
+        "--dataset",
+        default="digits",
+        metavar="NAME",
+        help="digits (default, nothing to download), or cifar10, fashion_mnist, … through TFDS",
+    )
+    demo.add_argument(
+        "--output",
+        default="tfprune-demo",
+        metavar="DIR",
+        help="folder for models and plots (default tfprune-demo)",
+    )
     demo.add_argument("--epochs", type=int, metavar="N", help="of training; fine-tuning takes half")
     demo.add_argument("--subset", type=int, metavar="N", help="use only N training images")
     demo.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
@@ -140,8 +210,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str,
-             example: str) -> argparse.ArgumentParser:  # fmt: skip
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    text: str,
+    example: str,
+) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name, help=text, description=text[0].upper() + text[1:] + ".", epilog=f"example: {example}"
     )
@@ -152,16 +226,27 @@ def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name
 
 def _model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a .keras or .h5 file")
-    parser.add_argument("--input-shape", type=_shape, metavar="H,W,C",
-                        help="size of one input, for a model that leaves it open")  # fmt: skip
+    parser.add_argument(
+        "--input-shape",
+        type=_shape,
+        metavar="H,W,C",
+        help="size of one input, for a model that leaves it open",
+    )
 
 
 def _gpu(parser: argparse.ArgumentParser) -> None:
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--gpu", dest="gpu", action="store_const", const=True, default="auto",
-                       help="run on the GPU delegate (default: where a driver is found)")  # fmt: skip
-    group.add_argument("--no-gpu", dest="gpu", action="store_const", const=False,
-                       help="leave the GPU delegate out")  # fmt: skip
+    group.add_argument(
+        "--gpu",
+        dest="gpu",
+        action="store_const",
+        const=True,
+        default="auto",
+        help="run on the GPU delegate (default: where a driver is found)",
+    )
+    group.add_argument(
+        "--no-gpu", dest="gpu", action="store_const", const=False, help="leave the GPU delegate out"
+    )
 
 
 def _number(text: str) -> float | int:

@@ -164,15 +164,15 @@ class CostModel:
                 "free size (None), such as any image size. Name the size to count for, "
                 "input_shape=(224, 224, 3), or use params= or size_bytes= as the budget."
             )
-        return int(round(self._macs.values(self._axes.counts(mask)).sum()))
+        return round(self._macs.values(self._axes.counts(mask)).sum())
 
     def parameters(self, mask: Mask) -> int:
         """Values in all weights."""
-        return int(round(self._parameters.values(self._axes.counts(mask)).sum()))
+        return round(self._parameters.values(self._axes.counts(mask)).sum())
 
     def size_bytes(self, mask: Mask) -> int:
         """Bytes of all weights."""
-        return int(round((self._parameters.values(self._axes.counts(mask)) * self._itemsize).sum()))
+        return round((self._parameters.values(self._axes.counts(mask)) * self._itemsize).sum())
 
     def share_of_macs(self) -> dict[str, float]:
         """For each group, the fraction of all MACs that would go with all of its channels.
@@ -200,8 +200,7 @@ class CostModel:
                     left[group, row] *= 1 - part
         shares = ((1 - left) * values).sum(axis=1) / total
         return {
-            group.name: float(share)
-            for group, share in zip(self.graph.groups, shares, strict=True)
+            group.name: float(share) for group, share in zip(self.graph.groups, shares, strict=True)
         }
 
     def frozen_share_of_macs(self) -> float:
@@ -237,18 +236,18 @@ class CostModel:
             LayerCost(
                 path=path or "input",
                 kind=kinds.get(path, "Input" if not path else ""),
-                parameters=int(round(values[0])),
-                macs=int(round(values[1])) if self._macs.known else None,
-                activation_bytes=int(round(values[2])) if self._activations.known else None,
+                parameters=round(values[0]),
+                macs=round(values[1]) if self._macs.known else None,
+                activation_bytes=round(values[2]) if self._activations.known else None,
             )
             for path, values in sorted(order.items(), key=lambda item: position.get(item[0], -1))
         )
         return Cost(
-            parameters=int(round(parameters.sum())),
-            trainable_parameters=int(round((parameters * self._trainable).sum())),
-            size_bytes=int(round((parameters * self._itemsize).sum())),
-            macs=int(round(macs.sum())) if self._macs.known else None,
-            activation_bytes=int(round(activations.sum())) if self._activations.known else None,
+            parameters=round(parameters.sum()),
+            trainable_parameters=round((parameters * self._trainable).sum()),
+            size_bytes=round((parameters * self._itemsize).sum()),
+            macs=round(macs.sum()) if self._macs.known else None,
+            activation_bytes=round(activations.sum()) if self._activations.known else None,
             layers=layers,
         )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tfprune.criteria.activation import APoZ, ActivationMean
+from tfprune.criteria.activation import ActivationMean, APoZ
 from tfprune.criteria.batch_norm_scale import BatchNormScale
 from tfprune.criteria.fpgm import FPGM
 from tfprune.criteria.norm import L1, L2
@@ -26,13 +26,13 @@ _WITHOUT_DATA = {
 _WITH_DATA = {"taylor": Taylor, "activation_mean": ActivationMean, "apoz": APoZ}
 
 __all__ = [
+    "FPGM",
+    "L1",
+    "L2",
     "APoZ",
     "ActivationMean",
     "BatchNormScale",
     "Criterion",
-    "FPGM",
-    "L1",
-    "L2",
     "Random",
     "Scores",
     "Taylor",
@@ -68,8 +68,10 @@ def get(criterion: Any, data: Any = None) -> Criterion:
                 f"gradients. Received: none. Pass data=(x_train, y_train) or a tf.data.Dataset."
             )
         return _WITH_DATA[criterion](data)
-    received = criterion.__name__ + " (the class; call it)" if isinstance(criterion, type) else (
-        repr(criterion)
+    received = (
+        criterion.__name__ + " (the class; call it)"
+        if isinstance(criterion, type)
+        else (repr(criterion))
     )
     raise ArgumentError(
         f"Expected a criterion: one of {', '.join(names())}, or a callable from a graph to "

@@ -72,8 +72,6 @@ def from_members(
         reduce, normalize: how members come together.
         combine: applied to a member's sum over positions, such as a square root.
     """
-    check_choice("reduce", reduce, ("mean", "sum", "max", "first"))
-    check_choice("normalize", normalize, ("mean", "max", "l2", "none"))
     values: dict[str, Vector] = {}
     for group in graph.prunable:
         rows = []
@@ -87,6 +85,7 @@ def from_members(
 
 def normalized(scores: Vector, how: Normalize) -> Vector:
     """``scores`` divided by their mean, maximum or Euclidean norm; all zeros stay zeros."""
+    check_choice("normalize", how, ("mean", "max", "l2", "none"))
     if how == "none":
         return scores
     magnitude = np.abs(scores)
@@ -100,6 +99,7 @@ def normalized(scores: Vector, how: Normalize) -> Vector:
 
 def reduced(rows: list[Vector], how: Reduce, width: int) -> Vector:
     """One vector from those of all members; zeros where there are none."""
+    check_choice("reduce", how, ("mean", "sum", "max", "first"))
     if not rows:
         return np.zeros(width)
     stacked = np.stack(rows)

@@ -29,6 +29,7 @@ a bias is part of its producer). ``consumes``: the op reads these channels.
 Rewrite = Callable[[Keep], dict[str, Any]]
 ArgumentRewrite = Callable[[Keep, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], Any]]
 Builder = Callable[[Keep, Callable[[Any], Any]], Any]
+Finisher = Callable[[Any], None]
 MaskedCall = Callable[..., Any]
 
 
@@ -85,6 +86,7 @@ class Record:
     rewrites: dict[int, dict[str, Rewrite]] = field(default_factory=dict)
     argument_rewrites: dict[int, ArgumentRewrite] = field(default_factory=dict)
     builders: dict[int, Builder] = field(default_factory=dict)
+    finishers: dict[int, Finisher] = field(default_factory=dict)
     masked_calls: dict[int, MaskedCall] = field(default_factory=dict)
     inexact: list[tuple[Labels, str, str]] = field(default_factory=list)
     traces: dict[int, Trace] = field(default_factory=dict)
@@ -266,7 +268,7 @@ class RuleCall:
             site.labels[axis] = self.unite(site.labels[axis], labels[axis])
             if site.labels[axis] is None:
                 site.labels[axis] = known if known is not None else labels[axis]
-            site.roles[axis] = site.roles[axis] or roles[axis]
+            site.roles[axis] = min(site.roles[axis], roles[axis], key=_precedence)
         site.masked |= zeroed
 
     def macs(self, coefficient: float | None, *factors: AxisLabels | int) -> None:
@@ -320,6 +322,13 @@ class RuleCall:
         """
         self.record.builders.setdefault(id(self.op), builder)
 
+    def finish(self, finisher: Finisher) -> None:
+        """Registers what is left to do with the smaller op once it has its weights.
+
+        ``finisher(new)`` sets state of ``new`` that is neither configuration nor weight.
+        """
+        self.record.finishers.setdefault(id(self.op), finisher)
+
     def call_arguments(self, rewrite: ArgumentRewrite) -> None:
         """Registers new arguments for this call: ``rewrite(keep, args, kwargs)``."""
         self.record.argument_rewrites.setdefault(id(self.call), rewrite)
@@ -370,6 +379,12 @@ class RuleCall:
         path = self.path if name == "" else f"{self.path}/{name or op.name}"
         total = None if repeats is None or self.repeats is None else repeats * self.repeats
         return self._dispatch(RuleCall(self.record, call, path, inputs, self._dispatch, total))
+
+
+def _precedence(role: Role | None) -> int:
+    """A weight that one call makes channels with and another reads (tied embeddings) makes them."""
+    order: tuple[Role | None, ...] = ("produces", "follows", "consumes", None)
+    return order.index(role)
 
 
 def constant_array(value: Any) -> NDArray[Any] | None:

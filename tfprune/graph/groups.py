@@ -179,7 +179,7 @@ def analyse(model: Any, *, input_shape: Any = None) -> ChannelGraph:
     """
     record, traced = label_model(model, input_shape)
     solution = record.store.solve()
-    members, producing, follows_ids = _collect(record, solution)
+    members, producing = _collect(record, solution)
     count = len(solution.frozen)
     signature = np.zeros(count, np.uint64)
     for number, channels in enumerate(producing):
@@ -258,7 +258,7 @@ def analyse(model: Any, *, input_shape: Any = None) -> ChannelGraph:
         model=model,
         framework=traced.framework,
         groups=tuple(groups),
-        structure=structure_of(model, record),
+        structure=structure_of(record),
         notes=notes,
         group_of=group_of,
         index_of=index_of,
@@ -270,7 +270,7 @@ def analyse(model: Any, *, input_shape: Any = None) -> ChannelGraph:
 
 def _collect(
     record: Record, solution: Solution
-) -> tuple[list[tuple[Site, int, Role, Labels]], list[Labels], None]:
+) -> tuple[list[tuple[Site, int, Role, Labels]], list[Labels]]:
     """Every labelled axis of every weight with its channels; the distinct producing ones."""
     members: list[tuple[Site, int, Role, Labels]] = []
     producing: list[Labels] = []
@@ -282,7 +282,7 @@ def _collect(
             members.append((site, axis, role, channels))
             if role == "produces" and site.scored:
                 producing.append(np.unique(channels))
-    return members, producing, None
+    return members, producing
 
 
 def _assign(

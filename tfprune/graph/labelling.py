@@ -10,7 +10,7 @@ import numpy as np
 from tfprune.errors import ArgumentError
 from tfprune.graph.context import Record, RuleCall, Term
 from tfprune.graph.evaluate import shapes_of
-from tfprune.graph.labels import TensorLabels
+from tfprune.graph.labels import AxisLabels, TensorLabels
 from tfprune.graph.rules import find_rule
 from tfprune.graph.trace import Trace, is_model, trace, with_shapes
 
@@ -100,7 +100,7 @@ def _unite(
     """The labels of a nested model's input, united with those of an earlier call."""
     if before is None:
         return labels
-    output = []
+    output: list[AxisLabels] = []
     for first, second in zip(before, labels, strict=True):
         if first is None or second is None:
             known = second if first is None else first
@@ -131,7 +131,8 @@ def apply_rule(call: RuleCall) -> list[TensorLabels]:
     for labels, shape in zip(outputs, call.output_shapes, strict=True):
         sizes = [None if axis is None else len(axis) for axis in labels]
         if len(sizes) != len(shape) or any(
-            size is not None and size != expected for size, expected in zip(sizes, shape, strict=True)
+            size is not None and size != expected
+            for size, expected in zip(sizes, shape, strict=True)
         ):
             raise ValueError(
                 f"Expected labels for an output of shape {shape} from the rule of "

@@ -1,10 +1,9 @@
-"""Pruning plans: which channels each group keeps. A plan can be saved, read, edited and replayed."""
+"""Pruning plans: the channels each group keeps. They can be saved, read, edited and replayed."""
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from tfprune.errors import PlanError
 from tfprune.graph.groups import ChannelGraph, analyse
 from tfprune.graph.structure import Structure
+from tfprune.writing import replacing, writable_target
 
 _FORMAT = "tfprune plan"
 _VERSION = 1
@@ -91,8 +91,10 @@ class PruningPlan:
                     f"{group.reason}."
                 )
             distinct = set(indices)
-            if not indices or len(distinct) < len(indices) or not all(
-                0 <= i < group.width for i in indices
+            if (
+                not indices
+                or len(distinct) < len(indices)
+                or not all(0 <= i < group.width for i in indices)
             ):
                 raise PlanError(
                     f"Expected between 1 and {group.width} different indices from 0 to "
@@ -117,9 +119,9 @@ class PruningPlan:
         """Writes the plan as JSON, whole or not at all.
 
         Raises:
-            PlanError: the file cannot be written.
+            ArgumentError: the folder does not exist.
+            FileError: the file cannot be written.
         """
-        target = Path(path)
         document = {
             "format": _FORMAT,
             "version": _VERSION,
@@ -131,20 +133,8 @@ class PruningPlan:
             },
             "model": self.structure.layers,
         }
-        try:
-            handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        except OSError as error:
-            raise PlanError(
-                f"Expected a path that can be written. Received: {str(target)!r} "
-                f"({error.strerror}). Create the folder or choose another."
-            ) from error
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(_dump(document))
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with replacing(writable_target(path)) as temporary:
+            temporary.write_text(_dump(document), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PruningPlan:
@@ -169,7 +159,7 @@ class PruningPlan:
         if not isinstance(document, dict) or document.get("format") != _FORMAT:
             raise PlanError(
                 f"Expected a file written by PruningPlan.save. {str(path)!r} is JSON of another "
-                "kind (it has no entry \"format\": \"tfprune plan\")."
+                'kind (it has no entry "format": "tfprune plan").'
             )
         if document.get("version") != _VERSION:
             raise PlanError(
@@ -186,7 +176,7 @@ class PruningPlan:
             notes = {str(k): str(v) for k, v in document.get("notes", {}).items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(
-                f"Expected a plan with entries \"model\" and \"groups\". {str(path)!r} is "
+                f'Expected a plan with entries "model" and "groups". {str(path)!r} is '
                 f"damaged: {type(error).__name__}: {error}."
             ) from error
         return cls(kept=kept, widths=widths, structure=structure, notes=notes)
@@ -200,8 +190,7 @@ class PruningPlan:
 def _dump(document: dict[str, Any]) -> str:
     """JSON with one line per group, so that plans diff well."""
     groups = ",\n".join(
-        f"    {json.dumps(name)}: {json.dumps(entry)}"
-        for name, entry in document["groups"].items()
+        f"    {json.dumps(name)}: {json.dumps(entry)}" for name, entry in document["groups"].items()
     )
     layers = ",\n".join(
         f"    {json.dumps(name)}: {json.dumps(text)}" for name, text in document["model"].items()

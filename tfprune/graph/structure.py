@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tfprune.graph.context import Record
-from tfprune.graph.trace import framework_of
+from tfprune.graph.trace import framework_of, with_values
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,19 @@ class Structure:
         for path in [*self.layers, *(p for p in other.layers if p not in self.layers)]:
             mine, theirs = self.layers.get(path), other.layers.get(path)
             if mine != theirs:
-                lines.append(f"{path}: expected {mine or 'no such layer'}, found {theirs or 'none'}")
+                lines.append(
+                    f"{path}: expected {mine or 'no such layer'}, found {theirs or 'none'}"
+                )
         more = f"; and {len(lines) - limit} more" if len(lines) > limit else ""
         return "; ".join(lines[:limit]) + more
 
 
-def structure_of(model: Any, record: Record) -> Structure:
+def structure_of(record: Record) -> Structure:
     """The structure of a labelled model."""
     layers: dict[str, str] = {}
     for key, path in record.paths.items():
         op = record.ops[key]
-        own = [] if _is_container(op) else list(getattr(op, "weights", []))
+        own = [] if _is_container(op) else with_values(getattr(op, "weights", []))
         shapes = " ".join("(" + ",".join(str(int(s)) for s in w.shape) + ")" for w in own)
         # A layer comes before the cell that shares its path, and has the cell's weights.
         layers.setdefault(path, f"{type(op).__name__} {shapes}".strip())

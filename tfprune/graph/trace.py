@@ -8,7 +8,7 @@ records, so that nothing else needs to know which framework a model comes from.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -202,9 +202,7 @@ def trace(model: Any) -> Trace:
             op, raw_args, raw_kwargs = node.layer, node.call_args, node.call_kwargs
         args = tuple(map_leaves(ref, tuple(raw_args)))
         kwargs = map_leaves(ref, dict(raw_kwargs))
-        inputs = tuple(
-            leaf for leaf in [*leaves(args), *leaves(kwargs)] if isinstance(leaf, Ref)
-        )
+        inputs = tuple(leaf for leaf in [*leaves(args), *leaves(kwargs)] if isinstance(leaf, Ref))
         calls.append(Call(op, args, kwargs, inputs, tuple(ref(t) for t in _flat(node.outputs))))
 
     structures = (
@@ -260,7 +258,11 @@ def _flat(outputs: Any) -> list[Any]:
     return [t for t in leaves(outputs) if hasattr(t, "_keras_history")]
 
 
+def with_values(variables: Iterable[Any]) -> list[Any]:
+    """Without the tables that lookup layers of tf_keras list among their weights."""
+    return [variable for variable in variables if hasattr(variable, "shape")]
+
+
 def symbol_of(op: Any) -> str | None:
     """The canonical TensorFlow name behind a tf_keras ``TFOpLambda``, such as ``"nn.relu"``."""
     return getattr(op, "symbol", None) if framework_of(op) == "tf_keras" else None
-

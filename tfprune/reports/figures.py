@@ -21,7 +21,10 @@ def comparison_figure(comparison: Comparison) -> Any:
         A ``matplotlib.figure.Figure``, not attached to any window.
     """
     panels = [
-        ("accuracy, %", [None if r.accuracy is None else 100 * r.accuracy for r in comparison.rows]),
+        (
+            "accuracy, %",
+            [None if r.accuracy is None else 100 * r.accuracy for r in comparison.rows],
+        ),
         ("million MACs", [None if r.macs is None else r.macs / 1e6 for r in comparison.rows]),
         ("file, kB", [r.size_bytes / 1e3 for r in comparison.rows]),
         ("CPU, ms", [r.latency_ms for r in comparison.rows]),

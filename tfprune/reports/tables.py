@@ -32,9 +32,7 @@ def graph_table(graph: ChannelGraph, *, markdown: bool = False, width: int | Non
         f"pruned, {channels:,} channels in all"
     )
     if shares:
-        head += (
-            f"; {percent(costs.frozen_share_of_macs())} of the MACs are out of reach"
-        )
+        head += f"; {percent(costs.frozen_share_of_macs())} of the MACs are out of reach"
     body = table(
         ("group", "width", "layers", "MACs", "prunable"),
         rows,
@@ -63,9 +61,7 @@ def plan_table(plan: PruningPlan) -> str:
         f"Plan for a model with fingerprint {plan.structure.fingerprint}: {len(plan.kept)} groups "
         f"lose {before - after:,} of {before:,} channels"
     )
-    body = table(
-        ("group", "width", "kept", "pruned"), rows, right=("width", "kept", "pruned")
-    )
+    body = table(("group", "width", "kept", "pruned"), rows, right=("width", "kept", "pruned"))
     return f"{head}\n{asked}\n\n{body}" if asked else f"{head}\n\n{body}"
 
 

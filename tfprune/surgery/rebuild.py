@@ -17,7 +17,15 @@ from tfprune.graph import ChannelGraph, analyse
 from tfprune.graph.evaluate import flatten
 from tfprune.graph.labels import Keep
 from tfprune.graph.plan import PruningPlan
-from tfprune.graph.trace import Ref, Trace, framework_module, is_model, is_sequential, map_leaves
+from tfprune.graph.trace import (
+    Ref,
+    Trace,
+    framework_module,
+    is_model,
+    is_sequential,
+    map_leaves,
+    with_values,
+)
 
 
 def apply(model: Any, plan: PruningPlan) -> Any:
@@ -121,10 +129,10 @@ class Rebuilder:
         builder = self._record.builders.get(id(op))
         if builder is not None:
             return builder(self._keep, self.rebuild)
-        config = op.get_config()
-        for rewrite in self._record.rewrites.get(id(op), {}).values():
-            config.update(rewrite(self._keep))
         try:
+            config = op.get_config()
+            for rewrite in self._record.rewrites.get(id(op), {}).values():
+                config.update(rewrite(self._keep))
             return type(op).from_config(_unbuilt(config))
         except Exception as error:
             path = self._record.paths.get(id(op), op.name)
@@ -153,7 +161,7 @@ class Rebuilder:
         for op_id, new in self._made.items():
             finisher = self._record.finishers.get(op_id)
             if finisher is not None:
-                finisher(self._keep, new)
+                finisher(new)
 
     def _copy(self, source: Any, target: Any, path: str) -> None:
         value = np.asarray(source)
@@ -185,7 +193,7 @@ def _unbuilt(config: Any) -> Any:
 
 def _variables(op: Any) -> list[Any]:
     """Weights and other state (seeds, counters), in an order that depends on the class only."""
-    return list(getattr(op, "variables", []))
+    return with_values(getattr(op, "variables", []))
 
 
 def _clean(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -197,9 +205,7 @@ def _copy_trainable(source: Any, target: Any) -> None:
     """Trainable flags, outermost first: setting one on a model sets it on all its layers."""
     if source.trainable != target.trainable:
         target.trainable = source.trainable
-    for old, new in zip(
-        getattr(source, "layers", []), getattr(target, "layers", []), strict=True
-    ):
+    for old, new in zip(getattr(source, "layers", []), getattr(target, "layers", []), strict=True):
         _copy_trainable(old, new)
 
 

@@ -23,7 +23,7 @@ from tfprune.errors import ModelError
 from tfprune.graph import ChannelGraph, analyse
 from tfprune.graph.evaluate import call_model, evaluate, flatten
 from tfprune.graph.plan import PruningPlan
-from tfprune.graph.trace import framework_module
+from tfprune.graph.trace import framework_module, with_values
 from tfprune.surgery.rebuild import apply
 
 Array = NDArray[Any]
@@ -120,7 +120,7 @@ def verify(
 
 def check_finite(model: Any) -> None:
     """Raises :class:`ModelError` if a weight of the model is NaN or infinite."""
-    for variable in model.weights:
+    for variable in with_values(model.weights):
         value = np.asarray(variable)
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             name = getattr(variable, "path", variable.name)

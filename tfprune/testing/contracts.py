@@ -42,9 +42,7 @@ def check_criterion(criterion: Criterion, model: Any) -> None:
             f"Expected float64 scores of shape ({group.width},) for {group.name!r}. Received: "
             f"{scores.dtype} of shape {scores.shape}.",
         )
-        _require(
-            bool(np.isfinite(scores).all()), f"Expected finite scores for {group.name!r}."
-        )
+        _require(bool(np.isfinite(scores).all()), f"Expected finite scores for {group.name!r}.")
         _require(
             bool(np.array_equal(scores, second[group.name])),
             f"Expected the same scores for {group.name!r} when asked twice.",

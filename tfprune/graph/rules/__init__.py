@@ -2,9 +2,11 @@
 
 from tfprune.graph.rules import (
     attention,
+    contraction,
     convolution,
     dense,
     normalization,
+    preprocessing,
     recurrent,
     reduction,
     reshape,
@@ -16,11 +18,13 @@ from tfprune.graph.rules.registry import find_rule, rule
 
 __all__ = [
     "attention",
+    "contraction",
     "convolution",
     "dense",
     "elementwise",
     "find_rule",
     "normalization",
+    "preprocessing",
     "recurrent",
     "reduction",
     "reshape",

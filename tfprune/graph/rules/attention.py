@@ -185,7 +185,7 @@ def grouped_query_attention(call: RuleCall) -> TensorLabels | list[TensorLabels]
     # A query head i uses the key head i // repeats. With a single key head, any may go.
     shared: AxisLabels = None
     if shared_count > 1:
-        shared = call.fresh(shared_count, "key heads")
+        shared = call.fresh(shared_count, "heads")
         heads = np.repeat(shared, heads_count // shared_count)
         call.size("num_key_value_heads", shared)
     else:
@@ -202,9 +202,7 @@ def grouped_query_attention(call: RuleCall) -> TensorLabels | list[TensorLabels]
         op._output_dense.kernel, "attention_output/kernel", consumes={0: heads, 1: width},
         produces={2: outputs},
     )  # fmt: skip
-    call.weight(
-        op._output_dense.bias, "attention_output/bias", produces={0: outputs}, scored=False
-    )
+    call.weight(op._output_dense.bias, "attention_output/bias", produces={0: outputs}, scored=False)
     call.size("num_query_heads", heads)
     call.size("head_dim", width)
     # The layer insists that query, value and output are equally wide.

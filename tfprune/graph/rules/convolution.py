@@ -13,6 +13,7 @@ import numpy as np
 
 from tfprune.graph.context import RuleCall
 from tfprune.graph.labels import AxisLabels, Labels, TensorLabels
+from tfprune.graph.rules.dense import plain
 from tfprune.graph.rules.elementwise import through_activation
 from tfprune.graph.rules.registry import layer_rule
 
@@ -42,10 +43,10 @@ def tie_groups(call: RuleCall, labels: AxisLabels, groups: int) -> None:
 def convolution(call: RuleCall) -> TensorLabels:
     """Plain and grouped convolutions."""
     op, axis = call.op, call.channel_axis()
-    kernel = op.kernel
+    kernel = plain(call, "kernel")
     groups = int(op.groups)
     window, filters = tuple(kernel.shape[:-2]), int(kernel.shape[-1])
-    inputs = call.inputs[0][axis]
+    inputs = call.channels(axis)
     if inputs is not None and 1 < groups == len(inputs):
         return _group_per_channel(call, axis, inputs)
     outputs = call.fresh(filters)
@@ -87,8 +88,8 @@ def _group_per_channel(call: RuleCall, axis: int, inputs: Labels) -> TensorLabel
 def transposed_convolution(call: RuleCall) -> TensorLabels:
     """Transposed convolutions: every input position meets the whole window."""
     op, axis = call.op, call.channel_axis()
-    kernel = op.kernel
-    inputs = call.inputs[0][axis]
+    kernel = plain(call, "kernel")
+    inputs = call.channels(axis)
     outputs = call.fresh(int(kernel.shape[-2]))
     call.weight(kernel, "kernel", consumes={-1: inputs}, produces={-2: outputs})
     call.weight(op.bias, "bias", produces={0: outputs}, scored=False)
@@ -115,7 +116,7 @@ def depthwise_convolution(call: RuleCall) -> TensorLabels:
     if kernel is None:  # tf_keras
         kernel = op.depthwise_kernel
     multiplier = int(kernel.shape[-1])
-    inputs = call.inputs[0][axis]
+    inputs = call.channels(axis)
     outputs = _repeat(inputs, multiplier)
     call.weight(kernel, "kernel", follows={-2: inputs})
     call.weight(op.bias, "bias", follows={0: outputs}, scored=False)
@@ -135,7 +136,7 @@ def separable_convolution(call: RuleCall) -> TensorLabels:
     op, axis = call.op, call.channel_axis()
     depthwise, pointwise = op.depthwise_kernel, op.pointwise_kernel
     multiplier = int(depthwise.shape[-1])
-    inputs = call.inputs[0][axis]
+    inputs = call.channels(axis)
     middle = _repeat(inputs, multiplier)
     outputs: Labels = call.fresh(int(pointwise.shape[-1]))
     call.weight(depthwise, "depthwise_kernel", follows={-2: inputs})
@@ -146,7 +147,5 @@ def separable_convolution(call: RuleCall) -> TensorLabels:
     taps = math.prod(int(size) for size in depthwise.shape[:-2])
     width = inputs if inputs is not None else int(depthwise.shape[-2])
     call.macs(None if positions is None else positions * taps * multiplier, width)
-    call.macs(
-        positions, middle if middle is not None else int(pointwise.shape[-2]), outputs
-    )
+    call.macs(positions, middle if middle is not None else int(pointwise.shape[-2]), outputs)
     return _output(call, axis, outputs)

@@ -4,18 +4,39 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
+from tfprune.errors import ModelError
 from tfprune.graph.context import RuleCall
 from tfprune.graph.labels import AxisLabels, Keep, TensorLabels
 from tfprune.graph.rules.elementwise import through_activation
 from tfprune.graph.rules.registry import layer_rule
 
 
+def plain(call: RuleCall, name: str) -> Any:
+    """A kernel or table of the op, as the variable that it is.
+
+    With LoRA or quantisation it is computed from several: its channels cannot be told apart.
+
+    Raises:
+        ModelError: LoRA or quantisation is on.
+    """
+    op = call.op
+    if getattr(op, "lora_enabled", False) or getattr(op, "quantization_mode", None) is not None:
+        what = "LoRA" if getattr(op, "lora_enabled", False) else "quantisation"
+        raise ModelError(
+            f"Expected layers with plain weights. Received: {type(op).__name__} at {call.path!r} "
+            f"with {what}. Prune first, then fine-tune with LoRA or quantise; or merge the LoRA "
+            "weights by saving and loading the model."
+        )
+    return getattr(op, name)
+
+
 @layer_rule("Dense")
 def dense(call: RuleCall) -> TensorLabels:
     """``(inputs, units)``: rows consume, columns and bias produce."""
     op, labels = call.op, call.inputs[0]
-    kernel = op.kernel
+    kernel = plain(call, "kernel")
     outputs = call.fresh(int(kernel.shape[-1]))
     call.weight(kernel, "kernel", consumes={0: labels[-1]}, produces={1: outputs})
     call.weight(op.bias, "bias", produces={0: outputs}, scored=False)
@@ -33,15 +54,16 @@ def einsum_dense(call: RuleCall) -> TensorLabels:
     three have follows; one that only the output has is produced.
     """
     op, labels = call.op, call.inputs[0]
-    kernel = op.kernel
+    kernel = plain(call, "kernel")
     left, weight, right = re.split(",|->", op.equation.replace(" ", ""))
     rank_in, rank_out = len(labels), len(call.output_shapes[0])
     elided = rank_in - len(left.replace("...", ""))
-    fill = "".join(chr(ord("α") + i) for i in range(elided))  # letters no equation uses
+    fill = "".join(chr(0x3B1 + i) for i in range(elided))  # Greek letters: no equation has them
     left, right = left.replace("...", fill), right.replace("...", fill)
     of: dict[str, AxisLabels] = dict(zip(left, labels, strict=True))
     sizes = dict(zip(left, call.input_shapes[0], strict=True))
-    sizes.update(zip(right, call.output_shapes[0], strict=True))
+    # Keras forgets sizes of the output that the input's letters tell.
+    sizes.update((c, n) for c, n in zip(right, call.output_shapes[0], strict=True) if n is not None)
     produced: dict[int, AxisLabels] = {}
     follows: dict[int, AxisLabels] = {}
     consumed: dict[int, AxisLabels] = {}
@@ -104,7 +126,24 @@ def einsum_dense(call: RuleCall) -> TensorLabels:
 def embedding(call: RuleCall) -> TensorLabels:
     """The table's columns produce; a look-up has no multiply-accumulates."""
     outputs = call.fresh(int(call.op.output_dim))
-    table = call.op.embeddings
+    table = plain(call, "embeddings")
     call.weight(table, "embeddings", produces={1: outputs})
     call.size("output_dim", outputs)
     return (*(None for _ in call.output_shapes[0][:-1]), outputs)
+
+
+@layer_rule("ReversibleEmbedding")
+def reversible_embedding(call: RuleCall) -> TensorLabels:
+    """In reverse, the table (or one of its own) reads the channels and gives a score per word."""
+    op, labels = call.op, call.inputs[0]
+    if not call.arguments().get("reverse"):
+        return embedding(call)
+    table, axis = (plain(call, "embeddings"), 1) if op.tie_weights else (op.reverse_embeddings, 0)
+    name = "embeddings" if op.tie_weights else "reverse_embeddings"
+    call.weight(table, name, consumes={axis: labels[-1]})
+    call.size("output_dim", labels[-1])
+    call.macs(
+        call.product([*call.input_shapes[0][1:-1], int(op.input_dim)]),
+        labels[-1] if labels[-1] is not None else int(op.output_dim),
+    )
+    return (*labels[:-1], None)

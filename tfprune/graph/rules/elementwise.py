@@ -9,23 +9,27 @@ from typing import Any
 
 import numpy as np
 
+from tfprune.errors import ModelError
 from tfprune.graph.context import RuleCall, constant_array
 from tfprune.graph.labels import AxisLabels, Keep, TensorLabels
 from tfprune.graph.rules.registry import layer_rule, op_rule
-from tfprune.graph.trace import Ref, leaves, map_leaves
+from tfprune.graph.trace import Ref, framework_of, leaves, map_leaves
 
 
 @layer_rule(
     "Activation", "ReLU", "LeakyReLU", "ELU", "ThresholdedReLU", "Identity", "Dropout",
     "AlphaDropout", "GaussianDropout", "GaussianNoise", "SpatialDropout1D", "SpatialDropout2D",
-    "SpatialDropout3D", "ActivityRegularization", "Masking",
+    "SpatialDropout3D", "ActivityRegularization",
 )  # fmt: skip
 @op_rule(
     "Absolute", "Abs", "Fabs", "Arccos", "Arccosh", "Arcsin", "Arcsinh", "Arctan", "Arctanh",
     "Cast", "Cbrt", "Ceil", "Celu", "ConvertToTensor", "Copy", "Cos", "Cosh", "Elu", "Erf", "Erfc",
     "Erfinv", "Exp", "Exp2", "Expm1", "Floor", "Gelu", "HardShrink", "HardSigmoid", "HardSilu",
     "HardTanh", "LeakyRelu", "Log", "Log10", "Log1p", "Log2", "LogSigmoid", "LogicalNot",
-    "Negative", "NanToNum", "OnesLike", "Reciprocal", "Relu", "Relu6", "Round", "Rsqrt",
+    "Angle", "BitwiseInvert", "BitwiseNot", "Conj", "Conjugate", "Deg2rad", "EmptyLike", "FullLike",
+    "I0", "Imag", "Isfinite", "Isinf", "Isnan", "Isneginf", "Isposinf", "Isreal", "Digitize",
+    "Negative", "NanToNum", "OnesLike", "Rad2deg", "Real", "Signbit", "Sinc",
+    "Reciprocal", "Relu", "Relu6", "Round", "Rsqrt",
     "SaturateCast", "Selu", "Sigmoid", "Sign", "Silu", "Sin", "Sinh", "SoftShrink", "Softplus",
     "Softsign", "SparsePlus", "SparseSigmoid", "Sqrt", "Square", "Squareplus", "StopGradient",
     "Tan", "Tanh", "TanhShrink", "Threshold", "Trunc", "ZerosLike",
@@ -44,32 +48,86 @@ from tfprune.graph.trace import Ref, leaves, map_leaves
 def elementwise(call: RuleCall) -> TensorLabels:
     """Labels pass through."""
     activation = getattr(call.op, "activation", None)
+    for labels in call.inputs[1:]:
+        call.freeze(labels, f"an argument of {type(call.op).__name__}")
     if activation is not None:
         return through_activation(call, activation, call.inputs[0])
     return call.inputs[0]
 
 
-# Activations that mix the values along the last axis.
-_MIXING = frozenset({"softmax", "log_softmax", "sparsemax", "glu"})
+@layer_rule("Masking")
+def masking(call: RuleCall) -> TensorLabels:
+    """A step is masked, and zeroed, if all its channels have one value: it looks at all of them."""
+    call.freeze(call.inputs[0][-1], "Masking compares all channels with its value")
+    return (*call.inputs[0][:-1], None)
+
+
+# Functions of one value that layers are given as activations, of either framework or TensorFlow.
+_ACTIVATIONS = frozenset(
+    [
+        "celu",
+        "elu",
+        "exp",
+        "exponential",
+        "gelu",
+        "hard_shrink",
+        "hard_sigmoid",
+        "hard_silu",
+        "hard_swish",
+        "hard_tanh",
+        "leaky_relu",
+        "linear",
+        "log_sigmoid",
+        "mish",
+        "relu",
+        "relu6",
+        "selu",
+        "sigmoid",
+        "silu",
+        "sin",
+        "soft_shrink",
+        "softplus",
+        "softsign",
+        "sparse_plus",
+        "sparse_sigmoid",
+        "squareplus",
+        "swish",
+        "tanh",
+        "tanh_shrink",
+        "threshold",
+    ]
+)  # fmt: skip
 
 
 def through_activation(call: RuleCall, activation: Any, labels: TensorLabels) -> TensorLabels:
     """The labels behind an activation function that a layer applies to its own output.
 
-    Built-in activations act element by element, but for softmax and its kin, which freeze the
-    last axis. A user's own function could do anything and freezes all axes.
+    Well-known functions act element by element. Others (softmax; a user's own) may mix channels:
+    they freeze all axes. A layer in the place of a function has its rule.
     """
     if activation is None:
         return labels
-    module = getattr(activation, "__module__", None) or type(activation).__module__
+    if framework_of(activation) is not None:
+        # Keras 3 gives such a layer its weights when the model first runs, too late to fill them.
+        late = framework_of(activation) == "keras" and hasattr(activation, "built")
+        if late and (not activation.built or activation.variables):
+            raise ModelError(
+                f"Expected activations without weights. Received: {type(activation).__name__} "
+                f"as the activation of {call.path!r}. Make it a layer of its own, behind it."
+            )
+        shape = call.output_shapes[0]
+        return call.apply(activation, [labels], [shape], [shape], name="activation")[0]
     name = getattr(activation, "__name__", None) or type(activation).__name__
-    if name.lower() in _MIXING:
-        call.freeze(labels[-1], f"{name} mixes the values of all channels")
-        return (*labels[:-1], None)
-    if module.partition(".")[0] not in ("keras", "tf_keras", "tensorflow"):
-        call.freeze(labels, f"the activation {name!r} is not a built-in one")
-        return tuple(None for _ in labels)
-    return labels
+    root = str(getattr(activation, "__module__", "")).partition(".")[0]
+    known = root in ("keras", "tf_keras", "tensorflow")
+    if known and name.removesuffix("_v2") in _ACTIVATIONS:
+        return labels
+    call.freeze(
+        labels,
+        f"the activation {name!r} mixes the values of several channels" if known
+        else f"the activation {name!r} is not a built-in one",
+    )  # fmt: skip
+    return tuple(None for _ in labels)
 
 
 @layer_rule("PReLU")
@@ -100,14 +158,16 @@ def layer_scale(call: RuleCall) -> TensorLabels:
     "Add", "Subtract", "Multiply", "Divide", "DivideNoNan", "TrueDivide", "FloorDivide", "Power",
     "Maximum", "Minimum", "Fmax", "Fmin", "Mod", "Fmod", "Arctan2", "Hypot", "Logaddexp", "Where",
     "Logaddexp2", "Equal", "NotEqual", "Greater", "GreaterEqual", "Less", "LessEqual",
-    "LogicalAnd", "LogicalOr", "LogicalXor", "Clip",
+    "LogicalAnd", "LogicalOr", "LogicalXor", "Clip", "BitwiseAnd", "BitwiseOr", "BitwiseXor",
+    "BitwiseLeftShift", "BitwiseRightShift", "LeftShift", "RightShift", "Gcd", "Lcm", "Ldexp",
+    "Heaviside", "Isclose", "Nextafter", "Polar",
     symbols=(
         "__operators__.add", "__operators__.radd", "__operators__.sub", "__operators__.rsub",
-        "__operators__.mul", "__operators__.rmul", "__operators__.truediv", "__operators__.rtruediv",
-        "__operators__.pow", "__operators__.mod", "math.add", "add", "math.subtract", "subtract",
+        "__operators__.mul", "__operators__.rmul", "__operators__.truediv",
+        "__operators__.rtruediv", "__operators__.pow", "__operators__.mod", "math.add", "add", "math.subtract", "subtract",
         "math.multiply", "multiply", "math.divide", "divide", "math.truediv", "math.divide_no_nan",
-        "math.maximum", "maximum", "math.minimum", "minimum", "math.pow", "pow", "where", "math.add_n",
-        "math.squared_difference", "math.equal", "math.greater", "math.less", "math.greater_equal",
+        "math.maximum", "maximum", "math.minimum", "minimum", "math.pow", "pow", "where",
+        "math.add_n", "math.squared_difference", "math.equal", "math.greater", "math.less", "math.greater_equal",
         "math.less_equal", "math.logical_and", "math.logical_or",
     ),
 )  # fmt: skip

@@ -25,12 +25,14 @@ Array = NDArray[np.floating[Any]]
 def batch_normalization(call: RuleCall) -> TensorLabels:
     """Exact: one scale, offset, mean and variance per channel."""
     op, labels = call.op, call.inputs[0]
-    axis = op.axis if isinstance(op.axis, int) else op.axis[0]
-    channels = labels[call.axis(axis)]
-    for name in ("gamma", "beta", "moving_mean", "moving_variance"):
-        call.weight(
-            getattr(op, name, None), name, follows={0: channels}, scored=name == "gamma"
-        )
+    axes = [op.axis] if isinstance(op.axis, int) else list(op.axis)
+    if len(axes) > 1:  # tf_keras
+        call.freeze(labels, "normalised with statistics per channel and position")
+        return tuple(None for _ in labels)
+    channels = labels[call.axis(axes[0])]
+    for name in ("gamma", "beta", "moving_mean", "moving_variance", "moving_stddev",
+                 "renorm_mean", "renorm_stddev"):  # fmt: skip
+        call.weight(getattr(op, name, None), name, follows={0: channels}, scored=name == "gamma")
     return labels
 
 
@@ -51,7 +53,7 @@ def _across(call: RuleCall, parameters: tuple[str, ...], formula: Any, why: str)
         x = np.asarray(tensor, np.float64)
         kept = [np.flatnonzero(keep(_known(labels[a]))) if a in tracked else np.arange(n)
                 for a, n in enumerate(x.shape)]  # fmt: skip
-        values = []
+        values: list[Array | None] = []
         for name in parameters:
             weight = getattr(call.op, name, None)
             if weight is None:
@@ -82,8 +84,9 @@ def layer_normalization(call: RuleCall) -> TensorLabels:
     def formula(x: Array, axes: tuple[int, ...], gamma: Any, beta: Any) -> Array:
         mean, variance = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
         # Keras's rms_scaling divides by the deviation without subtracting the mean.
-        y = (x if rms else x - mean) / np.sqrt(variance + epsilon)
-        return (y if gamma is None else y * gamma) + (0 if beta is None else beta)
+        y: Array = (x if rms else x - mean) / np.sqrt(variance + epsilon)
+        y = y if gamma is None else y * gamma
+        return y if beta is None else y + beta
 
     return _across(call, ("gamma", "beta"), formula, "layer normalisation")
 
@@ -94,7 +97,7 @@ def rms_normalization(call: RuleCall) -> TensorLabels:
     epsilon = call.op.epsilon
 
     def formula(x: Array, axes: tuple[int, ...], scale: Any) -> Array:
-        y = x / np.sqrt((x**2).mean(axes, keepdims=True) + epsilon)
+        y: Array = x / np.sqrt((x**2).mean(axes, keepdims=True) + epsilon)
         return y if scale is None else y * scale
 
     return _across(call, ("scale",), formula, "RMS normalisation")
@@ -105,7 +108,8 @@ def unit_normalization(call: RuleCall) -> TensorLabels:
     """Euclidean norm over the normalised axes."""
 
     def formula(x: Array, axes: tuple[int, ...]) -> Array:
-        return x / np.sqrt(np.maximum((x**2).sum(axes, keepdims=True), 1e-12))
+        y: Array = x / np.sqrt(np.maximum((x**2).sum(axes, keepdims=True), 1e-12))
+        return y
 
     return _across(call, (), formula, "unit normalisation")
 
@@ -115,7 +119,7 @@ def group_normalization(call: RuleCall) -> TensorLabels:
     """Statistics per group: groups lose the same offsets; a group per channel is exact."""
     op, labels = call.op, call.inputs[0]
     axis = call.axis(op.axis)
-    channels = labels[axis]
+    channels = call.channels(axis)
     for name in ("gamma", "beta"):
         call.weight(getattr(op, name, None), name, follows={0: channels}, scored=name == "gamma")
     if channels is None:
@@ -148,6 +152,32 @@ def group_normalization(call: RuleCall) -> TensorLabels:
 
 @layer_rule("Normalization")
 def normalization(call: RuleCall) -> TensorLabels:
-    """Mean and variance may be constants in the configuration: channels stay."""
-    call.freeze(call.inputs[0], "Normalization keeps its statistics in the configuration")
-    return tuple(None for _ in call.inputs[0])
+    """Given statistics stand in the configuration, those of data are weights; both follow."""
+    op, labels = call.op, call.inputs[0]
+    axes = sorted(call.axis(axis) for axis in op.axis)
+    if op.input_mean is None:
+        follows = {i: labels[axis] for i, axis in enumerate(axes)}
+        for name in ("adapt_mean", "adapt_variance"):
+            call.weight(getattr(op, name), name, follows=follows, scored=False)
+        # The layer computes with arrays that it makes from the weights at certain times.
+        call.finish(lambda new: new.finalize_state())
+        return labels
+    for key, value in (("mean", op.input_mean), ("variance", op.input_variance)):
+        shape = np.shape(value)
+        cut = {
+            axis: labels[axes[axis]]
+            for axis in range(-len(shape), 0)
+            if labels[axes[axis]] is not None and shape[axis] > 1
+        }
+        known = {axis: call.attribute(f"{key} {axis}", found) for axis, found in cut.items()}
+
+        def rewrite(
+            keep: Keep, key: str = key, value: Any = value, known: Any = known
+        ) -> dict[str, Any]:
+            array = np.asarray(value)
+            for axis, found in known.items():
+                array = np.compress(keep(found), array, axis=axis)
+            return {key: array.tolist()}
+
+        call.config(key, rewrite)
+    return labels

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from tfprune.graph.context import RuleCall
-from tfprune.graph.labels import AxisLabels, TensorLabels
+from tfprune.graph.labels import TensorLabels
 from tfprune.graph.rules.registry import layer_rule, op_rule
-
-
-def match_shapes(call: RuleCall, labels: TensorLabels, shape: Sequence[int | None]) -> TensorLabels:
-    """Labels for an output of the same rank whose channel sizes are unchanged."""
-    output: list[AxisLabels] = []
-    for axis, size in zip(labels, shape, strict=True):
-        if axis is not None and size != len(axis):
-            call.freeze(axis, f"{type(call.op).__name__} changes the size of the channel axis")
-            axis = None
-        output.append(axis)
-    return tuple(output)
 
 
 @layer_rule(
@@ -31,11 +21,18 @@ def match_shapes(call: RuleCall, labels: TensorLabels, shape: Sequence[int | Non
     "CenterCrop", "RandomCrop",
 )  # fmt: skip
 @op_rule("MaxPool", "AveragePool", "AdaptiveMaxPool", "AdaptiveAveragePool", "Resize",
+         "AffineTransform", "PadImages", "CropImages", "PerspectiveTransform", "GaussianBlur",
+         "ElasticTransform",
          symbols=("image.resize", "nn.avg_pool2d", "nn.max_pool2d", "nn.avg_pool", "nn.max_pool"),
          )  # fmt: skip
 def spatial(call: RuleCall) -> TensorLabels:
-    """Acts on the spatial axes only."""
-    return match_shapes(call, call.inputs[0], call.output_shapes[0])
+    """Acts on the spatial axes only; channels are neither mixed nor counted."""
+    axis = call.channel_axis()
+    channels = call.channels(axis)
+    if channels is not None and call.output_shapes[0][axis] != len(channels):
+        call.freeze(channels, f"{type(call.op).__name__} changes the number of channels")
+        channels = None
+    return tuple(channels if i == axis else None for i in range(len(call.output_shapes[0])))
 
 
 @layer_rule(
@@ -45,62 +42,84 @@ def spatial(call: RuleCall) -> TensorLabels:
 )  # fmt: skip
 def global_pooling(call: RuleCall) -> TensorLabels:
     """The spatial axes go, or stay with size one."""
-    labels, axis = call.inputs[0], call.channel_axis()
-    for i, other in enumerate(labels):
-        if i != axis:
-            call.freeze(other, "pooled over")
+    axis = call.channel_axis()
+    channels = call.channels(axis)
     if call.op.keepdims:
-        return tuple(known if i == axis else None for i, known in enumerate(labels))
-    return (None, labels[axis])
+        return tuple(channels if i == axis else None for i in range(len(call.inputs[0])))
+    return (None, channels)
 
 
 def _reduced_axes(call: RuleCall) -> set[int] | None:
     """The axes that a reduction takes, or ``None`` if they cannot be told."""
     rank = len(call.inputs[0])
     arguments = call.arguments()
-    axis: Any = getattr(call.op, "axis", None)
+    axis: Any = getattr(call.op, "axis", getattr(call.op, "axes", None))
     if axis is None:
-        axis = arguments.get("axis")
+        axis = arguments.get("axis", arguments.get("axes"))
     if axis is None:
         return set(range(rank))
     try:
         return {int(a) % rank for a in (axis if isinstance(axis, list | tuple) else [axis])}
-    except TypeError:
+    except (TypeError, ValueError):
         return None
 
 
 @op_rule(
     "Mean", "Sum", "Max", "Min", "Amax", "Amin", "Prod", "Std", "Var", "Any", "All", "Median",
     "Logsumexp", "CountNonzero", "Argmax", "Argmin", "Nanmean", "Nansum", "Nanmax", "Nanmin",
-    "Average", "Norm", "Ptp",
+    "Average", "Norm", "Ptp", "Nanargmax", "Nanargmin", "Nanmedian", "Nanprod", "Nanstd", "Nanvar",
+    "Moments",
     symbols=("math.reduce_mean", "reduce_mean", "math.reduce_sum", "reduce_sum", "math.reduce_max",
              "reduce_max", "math.reduce_min", "math.reduce_std", "math.reduce_variance",
              "math.argmax", "argmax", "norm"),
 )  # fmt: skip
-def reduction(call: RuleCall) -> TensorLabels:
+def reduction(call: RuleCall) -> list[TensorLabels]:
     """Reduced axes freeze; the others pass."""
     labels, axes = call.inputs[0], _reduced_axes(call)
+    for weights in call.inputs[1:]:
+        call.freeze(weights, "weights of an average")
     if axes is None:
         axes = set(range(len(labels)))
     for axis in axes:
         call.freeze(labels[axis], f"{type(call.op).__name__} reduces over the channels")
-    if len(call.output_shapes[0]) == len(labels):
-        return tuple(None if i in axes else known for i, known in enumerate(labels))
-    return tuple(known for i, known in enumerate(labels) if i not in axes)
+    rank = len(call.output_shapes[0])
+    if rank == len(labels):
+        result = tuple(None if i in axes else known for i, known in enumerate(labels))
+    elif rank == len(labels) - len(axes):
+        result = tuple(known for i, known in enumerate(labels) if i not in axes)
+    else:
+        # All axes were frozen above: tf.argmax takes the first where no axis is given.
+        result = (None,) * rank
+    return [result for _ in call.output_shapes]
 
 
 @layer_rule("Softmax")
 @op_rule("Softmax", "LogSoftmax", "Sparsemax", "Cumsum", "Cumprod", "Sort", "Argsort", "Normalize",
+         "Nancumsum", "Nancumprod", "Argpartition", "Diff", "Trapezoid", "TopK", "Quantile",
+         "Percentile", "Nanquantile", "Nanpercentile", "TakeAlongAxis",
          symbols=("nn.softmax", "nn.log_softmax", "math.cumsum", "sort", "math.l2_normalize",
-                  "linalg.l2_normalize", "nn.l2_normalize"))  # fmt: skip
-def along_axis(call: RuleCall) -> TensorLabels:
-    """Mixes the values along some axes, which freeze."""
-    labels = call.inputs[0]
-    axis = getattr(call.op, "axis", None)
+                  "linalg.l2_normalize", "nn.l2_normalize", "math.top_k"))  # fmt: skip
+def along_axis(call: RuleCall) -> list[TensorLabels]:
+    """Mixes the values along some axes, which freeze; the others pass where no shape changes."""
+    op, labels = call.op, call.inputs[0]
+    axis = getattr(op, "axis", None)
     if axis is None:
-        axis = call.arguments().get("axis", -1)
-    axes = {a % len(labels) for a in (axis if isinstance(axis, list | tuple) else [-1 if axis is
-            None else axis])}  # fmt: skip
+        axis = call.arguments().get("axis")
+    if (axis is None and type(op).__name__ in ("TopK", "Trapezoid")) or _is_softmax(call):
+        axis = -1 if axis is None else axis
+    axes = range(len(labels)) if axis is None else [a % len(labels) for a in np.atleast_1d(axis)]
     for a in axes:
-        call.freeze(labels[a], f"{type(call.op).__name__} mixes the values of all channels")
-    return tuple(None if i in axes else known for i, known in enumerate(labels))
+        call.freeze(labels[a], f"{type(op).__name__} mixes the values of all channels")
+    for other in call.inputs[1:]:
+        call.freeze(other, f"used by {type(op).__name__}")
+    passed = tuple(None if i in axes else known for i, known in enumerate(labels))
+    if any(len(shape) != len(labels) for shape in call.output_shapes):
+        for known in passed:
+            call.freeze(known, f"{type(op).__name__} drops an axis")
+        return [(None,) * len(shape) for shape in call.output_shapes]
+    return [passed for _ in call.output_shapes]
+
+
+def _is_softmax(call: RuleCall) -> bool:
+    """TensorFlow's softmax takes "no axis" for the last one, where others flatten."""
+    return "softmax" in str(getattr(call.op, "symbol", "")) or "Softmax" in type(call.op).__name__

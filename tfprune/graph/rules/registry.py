@@ -24,11 +24,30 @@ _CUSTOM_RULES: dict[type, Rule] = {}
 
 # What a subclass may define and still compute what its built-in parent computes.
 _HARMLESS = frozenset(
-    "__init__ __module__ __doc__ __qualname__ __firstlineno__ __static_attributes__ __annotations__ "
-    "__annotate_func__ __annotations_cache__ get_config from_config get_build_config "
-    "build_from_config _keras_api_export_path _keras_api_names _keras_api_names_v1 __slots__ "
-    "__dict__ __weakref__ __abstractmethods__ _abc_impl".split()
-)
+    [
+        "__init__",
+        "__module__",
+        "__doc__",
+        "__qualname__",
+        "__firstlineno__",
+        "__static_attributes__",
+        "__annotations__",
+        "__annotate_func__",
+        "__annotations_cache__",
+        "get_config",
+        "from_config",
+        "get_build_config",
+        "build_from_config",
+        "_keras_api_export_path",
+        "_keras_api_names",
+        "_keras_api_names_v1",
+        "__slots__",
+        "__dict__",
+        "__weakref__",
+        "__abstractmethods__",
+        "_abc_impl",
+    ]
+)  # fmt: skip
 
 
 def layer_rule(*names: str) -> Callable[[_R], _R]:
@@ -96,7 +115,8 @@ def find_rule(op: Any) -> tuple[Rule | None, str]:
     cls = type(op)
     symbol = symbol_of(op)
     if symbol is not None:
-        found = _SYMBOL_RULES.get(symbol)
+        # Some functions of TensorFlow 2 are recorded as those of version 1 that they call.
+        found = _SYMBOL_RULES.get(symbol.removeprefix("compat.v1."))
         return found, "" if found else f"no rule for the operation tf.{symbol}"
     overridden: list[str] = []
     for base in cls.__mro__:

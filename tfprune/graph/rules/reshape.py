@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,25 +73,24 @@ def reshaped(
             call.freeze(axis, "reshaped with sizes that are not known")
         return output
     for left, right in runs:
-        tracked = [axis for axis in left if labels[axis] is not None]
+        tracked = [a for a in left if labels[a] is not None]
         if not tracked:
             continue
-        sizes = [source[axis] for axis in left]
-        out_sizes = [target[axis] for axis in right]
+        sizes = [source[a] for a in left]
+        out_sizes = [target[a] for a in right]
         if len(left) == len(right) and sizes == out_sizes:
             for a, b in zip(left, right, strict=True):
                 output[b] = labels[a]
             continue
         if any(size is None for size in [*sizes, *out_sizes]):
-            for axis in tracked:
-                call.freeze(labels[axis], "merged with an axis of free size")
+            for a in tracked:
+                call.freeze(labels[a], "merged with an axis of free size")
             continue
-        for axis in tracked[:-1]:
+        for a in tracked[:-1]:
             # One flat position would have two owners.
-            call.freeze(labels[axis], "merged with another axis that has channels")
-        output_run = _run(call, labels, tracked[-1], left, sizes, out_sizes)
-        for axis, known in zip(right, output_run, strict=True):
-            output[axis] = known
+            call.freeze(labels[a], "merged with another axis that has channels")
+        found = _run(call, labels, tracked[-1], left, sizes, out_sizes)
+        output[right.start : right.stop] = found
     return output
 
 
@@ -173,13 +173,48 @@ def _rewrite_tf_shape(call: RuleCall, labels: list[AxisLabels]) -> None:
             call.freeze(axis, "reshaped to a shape that is computed")
         return
 
+    call.argument("shape", lambda keep: new_sizes(keep, shape, labels))
+
+
+@op_rule("Rearrange")
+def rearrange(call: RuleCall) -> TensorLabels:
+    """An einops pattern: axes are split into atoms, which change places and are merged."""
+    arguments = call.arguments()
+    lengths = dict(arguments.get("axes_lengths", {}))
+    left, right = (
+        [token.strip("()").split() for token in re.findall(r"\w+|\(.*?\)", side)]
+        for side in str(arguments["pattern"]).split("->")
+    )
+    if len(left[0]) != 1 or left[0] != right[0]:
+        call.freeze(call.inputs[0], "rearranged together with the batch axis")
+        return (None,) * len(call.output_shapes[0])
+    sizes: dict[str, int | None] = {name: int(size) for name, size in lengths.items()}
+    for group, size in zip(left, call.input_shapes[0], strict=True):
+        known = call.product([sizes[atom] for atom in group if atom in sizes]) or 1
+        for atom in group:
+            sizes.setdefault(atom, None if size is None else size // known)
+    atoms = [atom for group in left[1:] for atom in group]
+    found = reshaped(
+        call, call.inputs[0][1:], call.input_shapes[0][1:], [sizes[atom] for atom in atoms]
+    )
+    of = {
+        atom: call.attribute(f"atom {atom}", labels)
+        for atom, labels in zip(atoms, found, strict=True)
+    }
+
     def rewrite(keep: Keep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        sizes = new_sizes(keep, shape, labels)
-        if "shape" in kwargs:
-            return args, {**kwargs, "shape": sizes}
-        return (args[0], sizes, *args[2:]), kwargs
+        return args, {
+            name: value if of.get(name) is None else int(keep(of[name]).sum())  # type: ignore[arg-type]
+            for name, value in kwargs.items()
+        }
 
     call.call_arguments(rewrite)
+    atoms = [atom for group in right[1:] for atom in group]
+    output = reshaped(
+        call, tuple(of[atom] for atom in atoms), [sizes[atom] for atom in atoms],
+        call.output_shapes[0][1:],
+    )  # fmt: skip
+    return (None, *output)
 
 
 @layer_rule("Flatten")
@@ -222,10 +257,10 @@ def permute(call: RuleCall) -> TensorLabels:
 @op_rule("ExpandDims", symbols=("expand_dims",))
 def expand_dims(call: RuleCall) -> TensorLabels:
     """New axes have no labels."""
-    axis = getattr(call.op, "axis", None)
+    axis: Any = getattr(call.op, "axis", None)
     axis = call.arguments().get("axis") if axis is None else axis
     rank = len(call.output_shapes[0])
-    new = {a % rank for a in (axis if isinstance(axis, list | tuple) else [axis])}
+    new = {int(a) % rank for a in np.atleast_1d(axis)}
     rest = iter(call.inputs[0])
     return tuple(None if i in new else next(rest) for i in range(rank))
 
@@ -278,8 +313,10 @@ def tile(call: RuleCall) -> TensorLabels:
     repeats = getattr(call.op, "repeats", None)
     repeats = arguments.get("multiples") if repeats is None else repeats
     rank = len(call.output_shapes[0])
-    if not isinstance(repeats, list | tuple) or len(repeats) != len(call.inputs[0]) or not all(
-        isinstance(r, int) for r in repeats
+    if (
+        not isinstance(repeats, list | tuple)
+        or len(repeats) != len(call.inputs[0])
+        or not all(isinstance(r, int) for r in repeats)
     ):
         call.freeze(call.inputs[0], "tiled in a way that cannot be followed")
         return (None,) * rank
@@ -289,11 +326,11 @@ def tile(call: RuleCall) -> TensorLabels:
     )
 
 
-@op_rule("Flip", symbols=("reverse",))
+@op_rule("Flip", "Fliplr", "Flipud", symbols=("reverse",))
 def flip(call: RuleCall) -> TensorLabels:
     """Reversed axes carry their labels in reverse."""
     labels = list(call.inputs[0])
-    axis = getattr(call.op, "axis", None)
+    axis = {"Fliplr": 1, "Flipud": 0}.get(type(call.op).__name__, getattr(call.op, "axis", None))
     axis = call.arguments().get("axis") if axis is None else axis
     axes = range(len(labels)) if axis is None else np.atleast_1d(axis).tolist()
     for a in axes:

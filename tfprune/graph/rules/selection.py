@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,10 +21,14 @@ def _axis(call: RuleCall, default: int = -1) -> int:
 
 
 @layer_rule("Concatenate")
-@op_rule("Concatenate", "Hstack", symbols=("concat",))
+@op_rule("Concatenate", "Hstack", "Append", symbols=("concat",))
 def concat(call: RuleCall) -> TensorLabels:
     """Label arrays are concatenated; along the other axes the inputs' labels are united."""
     rank = len(call.output_shapes[0])
+    if any(len(shape) != rank for shape in call.input_shapes):
+        for labels in call.inputs:
+            call.freeze(labels, "flattened before it is joined")
+        return (None,) * rank
     axis = (1 if rank > 1 else 0) if type(call.op).__name__ == "Hstack" else _axis(call) % rank
     output: list[AxisLabels] = []
     for a in range(rank):
@@ -58,6 +64,19 @@ def stack(call: RuleCall) -> TensorLabels:
     return tuple(merged)
 
 
+@op_rule("Glu")
+def gated(call: RuleCall) -> TensorLabels:
+    """The first half times a function of the second: a channel owns a position in either."""
+    labels = list(call.inputs[0])
+    axis = int(call.op.axis) % len(labels)
+    known = labels[axis]
+    if known is not None:
+        first, second = np.split(known, 2)
+        call.unite(first, second)
+        labels[axis] = first
+    return tuple(labels)
+
+
 @op_rule("Unstack", symbols=("unstack",))
 def unstack(call: RuleCall) -> list[TensorLabels]:
     """The axis that is taken apart keeps its size."""
@@ -68,11 +87,11 @@ def unstack(call: RuleCall) -> list[TensorLabels]:
     return [rest for _ in call.output_shapes]
 
 
-@op_rule("Split", "ArraySplit", symbols=("split",))
+@op_rule("Split", "ArraySplit", "Hsplit", "Dsplit", symbols=("split",))
 def split(call: RuleCall) -> list[TensorLabels]:
     """Label arrays are cut where the tensor is; the cuts move with the kept channels."""
     labels = call.inputs[0]
-    axis = _axis(call, 0) % len(labels)
+    axis = {"Hsplit": 1, "Dsplit": 2}.get(type(call.op).__name__, _axis(call, 0)) % len(labels)
     sizes = [shape[axis] for shape in call.output_shapes]
     known = labels[axis]
     if known is None or any(size is None for size in sizes):
@@ -83,24 +102,26 @@ def split(call: RuleCall) -> list[TensorLabels]:
         return [labels for _ in sizes]
     channels: Labels = known
     cuts = np.cumsum([0, *[int(size) for size in sizes if size is not None]])
-    parts = [channels[a:b] for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
-    if hasattr(call.op, "indices_or_sections"):
+    parts = [channels[a:b] for a, b in pairwise(cuts.tolist())]
+    if type(call.op).__name__ == "ArraySplit":
+        # It knows equal parts only.
+        split_class = vars(sys.modules[type(call.op).__module__])["Split"]
+
+        def build(keep: Keep, _: Any) -> Any:
+            counts = np.cumsum([int(keep(part).sum()) for part in parts])
+            return split_class(counts[:-1].tolist(), axis=axis, name=call.op.name)
+
+        call.build(build)
+    elif hasattr(call.op, "indices_or_sections"):
+
         def config(keep: Keep) -> dict[str, Any]:
             counts = np.cumsum([int(keep(part).sum()) for part in parts])
             return {"indices_or_sections": [int(c) for c in counts[:-1]]}
 
         call.config("indices_or_sections", config)
     else:
-        def rewrite(keep: Keep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            counts = [int(keep(part).sum()) for part in parts]
-            if "num_or_size_splits" in kwargs:
-                return args, {**kwargs, "num_or_size_splits": counts}
-            return (args[0], counts, *args[2:]), kwargs
-
-        call.call_arguments(rewrite)
-    return [
-        tuple(part if i == axis else k for i, k in enumerate(labels)) for part in parts
-    ]
+        call.argument("num_or_size_splits", lambda keep: [int(keep(part).sum()) for part in parts])
+    return [tuple(part if i == axis else k for i, k in enumerate(labels)) for part in parts]
 
 
 def _slice_of(item: Any) -> Any:
@@ -158,9 +179,7 @@ def get_item(call: RuleCall) -> TensorLabels:
     return tuple(output)
 
 
-def _rewrite_key(
-    call: RuleCall, full: list[Any], edits: dict[int, tuple[AxisLabels, Any]]
-) -> None:
+def _rewrite_key(call: RuleCall, full: list[Any], edits: dict[int, tuple[AxisLabels, Any]]) -> None:
     dicts = type(call.op).__name__ == "SlicingOpLambda"
 
     def rewrite(keep: Keep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -190,9 +209,9 @@ def pad(call: RuleCall) -> TensorLabels:
     arguments = call.arguments()
     widths = getattr(call.op, "pad_width", None)
     widths = arguments.get("paddings") if widths is None else widths
-    array = None if widths is None else constant_array(np.asarray(widths, dtype=object))
+    array = _pairs(widths, len(labels))
     mode = str(getattr(call.op, "mode", arguments.get("mode", "constant"))).lower()
-    if array is None or array.shape != (len(labels), 2):
+    if array is None:
         call.freeze(labels, "padded by amounts that cannot be followed")
         return tuple(None for _ in labels)
     output: list[AxisLabels] = []
@@ -210,6 +229,7 @@ def pad(call: RuleCall) -> TensorLabels:
             output.append(call.attribute(f"pad {axis}", full))
             parts[axis] = (full[:before], full[len(full) - after :])
     if parts:
+
         def amounts(keep: Keep) -> list[list[int]]:
             result = [[int(a), int(b)] for a, b in array]
             for axis, (front, back) in parts.items():
@@ -219,13 +239,17 @@ def pad(call: RuleCall) -> TensorLabels:
         if hasattr(call.op, "pad_width"):
             call.config("pad_width", lambda keep: {"pad_width": amounts(keep)})
         else:
-            def rewrite(keep: Keep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-                if "paddings" in kwargs:
-                    return args, {**kwargs, "paddings": amounts(keep)}
-                return (args[0], amounts(keep), *args[2:]), kwargs
-
-            call.call_arguments(rewrite)
+            call.argument("paddings", amounts)
     return tuple(output)
+
+
+def _pairs(widths: Any, rank: int) -> Any:
+    """Padding before and after every axis, int array of shape ``(rank, 2)``; ``None``: unknown."""
+    try:
+        array = np.asarray(widths, dtype=np.int64)
+    except (TypeError, ValueError):
+        return None
+    return np.broadcast_to(array, (rank, 2)) if array.ndim in (0, 2) else None
 
 
 @op_rule("Take", symbols=("gather",))
@@ -234,8 +258,10 @@ def take(call: RuleCall) -> TensorLabels:
     labels = call.inputs[0]
     arguments = call.arguments()
     indices = arguments.get("indices")
-    array = constant_array(np.asarray(indices)) if isinstance(indices, list | tuple) else (
-        constant_array(indices)
+    array = (
+        constant_array(np.asarray(indices))
+        if isinstance(indices, list | tuple)
+        else (constant_array(indices))
     )
     axis = getattr(call.op, "axis", arguments.get("axis"))
     if array is None or array.ndim != 1 or axis is None:
@@ -251,12 +277,9 @@ def take(call: RuleCall) -> TensorLabels:
         return tuple(None for _ in labels)
     picked: Labels = source[chosen]
 
-    def rewrite(keep: Keep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def renumbered(keep: Keep) -> Any:
         position = np.cumsum(keep(source)) - 1
-        new = position[chosen[keep(picked)]].astype(array.dtype)
-        if "indices" in kwargs:
-            return args, {**kwargs, "indices": new}
-        return (args[0], new, *args[2:]), kwargs
+        return position[chosen[keep(picked)]].astype(array.dtype)
 
-    call.call_arguments(rewrite)
+    call.argument("indices", renumbered)
     return tuple(picked if i == axis else k for i, k in enumerate(labels))

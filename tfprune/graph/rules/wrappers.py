@@ -16,7 +16,7 @@ def _around(call: RuleCall) -> None:
     """Rebuilds the wrapper around the smaller layer."""
     op = call.op
 
-    def build(keep: Keep, rebuild: Rebuild) -> Any:
+    def build(_: Keep, rebuild: Rebuild) -> Any:
         config = op.get_config()
         config.pop("layer")
         return type(op)(rebuild(op.layer), **config)
@@ -45,11 +45,11 @@ def time_distributed(call: RuleCall) -> TensorLabels:
 
 @layer_rule("SpectralNormalization")
 def spectral_normalization(call: RuleCall) -> TensorLabels:
-    """At inference it is the layer inside; its vector has one entry per last index of the kernel."""
+    """At inference it is the layer inside; its vector goes with the kernel's last axis."""
     op = call.op
-    result = call.apply(
-        op.layer, call.inputs, call.input_shapes, call.output_shapes, name="layer"
-    )[0]
+    result = call.apply(op.layer, call.inputs, call.input_shapes, call.output_shapes, name="layer")[
+        0
+    ]
     site = call.record.sites.get(id(op.kernel))
     if site is not None:
         call.weight(op.vector_u, "vector_u", follows={1: site.labels[-1]}, scored=False)
@@ -68,9 +68,10 @@ def lambda_layer(call: RuleCall) -> list[TensorLabels]:
             "or register a rule with tfprune.rule",
         )
 
-    def build(keep: Keep, rebuild: Rebuild) -> Any:
+    def build(*_: Any) -> Any:
         # Not from the configuration: safe mode refuses to make functions from bytes.
-        config = type(op).__base__.get_config(op)  # type: ignore[union-attr]
+        known: type = next(cls for cls in type(op).__mro__ if cls.__name__ == "Lambda")
+        config = super(known, op).get_config()
         return type(op)(
             op.function, output_shape=op._output_shape, mask=op.mask, arguments=op.arguments,
             **config,

@@ -1,0 +1,43 @@
+"""Keras models on LiteRT: conversion, quantisation, checking, delegates and latency.
+
+This is the only package of the project that imports LiteRT or its quantizer, and it does so inside
+functions: importing it is light.
+"""
+
+from __future__ import annotations
+
+from tfprune.litert.benchmarking import benchmark, benchmark_many
+from tfprune.litert.exporting import export
+from tfprune.litert.flatbuffer import TensorInfo
+from tfprune.litert.predicting import Predictor, to_litert
+from tfprune.litert.report import (
+    BenchmarkReport,
+    ComparisonReport,
+    CpuDelegation,
+    ExportReport,
+    GpuAudit,
+    GpuObstacle,
+    GpuRun,
+    Latency,
+    OperationLatency,
+    OutputDifference,
+)
+
+__all__ = [
+    "BenchmarkReport",
+    "ComparisonReport",
+    "CpuDelegation",
+    "ExportReport",
+    "GpuAudit",
+    "GpuObstacle",
+    "GpuRun",
+    "Latency",
+    "OperationLatency",
+    "OutputDifference",
+    "Predictor",
+    "TensorInfo",
+    "benchmark",
+    "benchmark_many",
+    "export",
+    "to_litert",
+]
