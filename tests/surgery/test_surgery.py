@@ -51,8 +51,14 @@ def test_what_is_kept():
     regularizer = keras.regularizers.L2(1e-3)
     initializer = keras.initializers.HeNormal(seed=3)
     inputs = keras.Input((8, 8, 3), name="picture")
-    x = keras.layers.Conv2D(8, 3, kernel_regularizer=regularizer, kernel_initializer=initializer,
-                            kernel_constraint=keras.constraints.MaxNorm(2.0), name="a")(inputs)  # fmt: skip
+    x = keras.layers.Conv2D(
+        8,
+        3,
+        kernel_regularizer=regularizer,
+        kernel_initializer=initializer,
+        kernel_constraint=keras.constraints.MaxNorm(2.0),
+        name="a",
+    )(inputs)
     x = keras.layers.Conv2D(8, 3, dtype="mixed_bfloat16", name="b")(x)
     x = keras.layers.Dropout(0.3, seed=7, name="drop")(x)
     outputs = keras.layers.Dense(2, name="c")(keras.layers.GlobalMaxPooling2D(name="p")(x))

@@ -87,7 +87,8 @@ class _Terms:
         """The value of every term."""
         if not self.factors.shape[1]:
             return self.coefficients
-        return self.coefficients * counts[self.factors].prod(axis=1)
+        result: NDArray[np.float64] = self.coefficients * counts[self.factors].prod(axis=1)
+        return result
 
 
 class _Axes:
@@ -164,15 +165,16 @@ class CostModel:
                 "free size (None), such as any image size. Name the size to count for, "
                 "input_shape=(224, 224, 3), or use params= or size_bytes= as the budget."
             )
-        return round(self._macs.values(self._axes.counts(mask)).sum())
+        return round(float(self._macs.values(self._axes.counts(mask)).sum()))
 
     def parameters(self, mask: Mask) -> int:
         """Values in all weights."""
-        return round(self._parameters.values(self._axes.counts(mask)).sum())
+        return round(float(self._parameters.values(self._axes.counts(mask)).sum()))
 
     def size_bytes(self, mask: Mask) -> int:
         """Bytes of all weights."""
-        return round((self._parameters.values(self._axes.counts(mask)) * self._itemsize).sum())
+        values = self._parameters.values(self._axes.counts(mask))
+        return round(float((values * self._itemsize).sum()))
 
     def share_of_macs(self) -> dict[str, float]:
         """For each group, the fraction of all MACs that would go with all of its channels.

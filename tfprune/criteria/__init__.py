@@ -5,6 +5,7 @@ Criteria know groups and weights, not slicing; how many channels go is the alloc
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tfprune.criteria.activation import ActivationMean, APoZ
@@ -16,14 +17,14 @@ from tfprune.criteria.scores import Criterion, Scores
 from tfprune.criteria.taylor import Taylor
 from tfprune.errors import ArgumentError
 
-_WITHOUT_DATA = {
+_WITHOUT_DATA: dict[str, Callable[[], Criterion]] = {
     "l1": L1,
     "l2": L2,
     "bn_scale": BatchNormScale,
     "fpgm": FPGM,
     "random": Random,
 }
-_WITH_DATA = {"taylor": Taylor, "activation_mean": ActivationMean, "apoz": APoZ}
+_WITH_DATA: dict[str, Callable[[Any], Criterion]] = {"taylor": Taylor, "activation_mean": ActivationMean, "apoz": APoZ}
 
 __all__ = [
     "FPGM",

@@ -50,7 +50,7 @@ class L1:
 
         def score(member: Member) -> Vector:
             weights = np.asarray(member.variable, np.float64)
-            return np.abs(weights).sum(over_other_axes(weights, member.axis))
+            return np.asarray(np.abs(weights).sum(over_other_axes(weights, member.axis)))
 
         return from_members(
             graph,
@@ -75,7 +75,7 @@ class L2:
 
         def score(member: Member) -> Vector:
             weights = np.asarray(member.variable, np.float64)
-            return (weights**2).sum(over_other_axes(weights, member.axis))
+            return np.asarray((weights**2).sum(over_other_axes(weights, member.axis)))
 
         return from_members(
             graph,

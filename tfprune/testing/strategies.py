@@ -1,4 +1,4 @@
-"""Functional models made by hypothesis: branches, sums, splits, reshapes, shared and nested parts."""
+"""Functional models made by hypothesis: branches, sums, splits, reshapes, shared, nested parts."""
 
 from __future__ import annotations
 
