@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -121,10 +122,15 @@ class ChannelGraph:
     def __len__(self) -> int:
         return len(self.groups)
 
+    @cached_property
+    def by_name(self) -> Mapping[str, ChannelGroup]:
+        """The groups by their name."""
+        return {group.name: group for group in self.groups}
+
     def __getitem__(self, name: str) -> ChannelGroup:
-        for group in self.groups:
-            if group.name == name:
-                return group
+        group = self.by_name.get(name)
+        if group is not None:
+            return group
         raise KeyError(
             f"Expected the name of a channel group. Received: {name!r}. "
             f"Groups: {', '.join(group.name for group in self.groups)}."

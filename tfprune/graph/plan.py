@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tfprune.errors import PlanError
-from tfprune.graph.groups import ChannelGraph, analyse
+from tfprune.graph.groups import ChannelGraph
 from tfprune.graph.structure import Structure
 from tfprune.writing import replacing, writable_target
 
@@ -50,17 +50,17 @@ class PruningPlan:
             PlanError: an unknown group, one that may not be pruned, indices that are out of range
                 or repeated, or nothing kept.
         """
+        unknown = [name for name in kept if name not in graph.by_name]
+        if unknown:
+            raise _unknown_group(unknown[0])
+        losing = {
+            name: tuple(sorted(int(i) for i in indices))
+            for name, indices in kept.items()
+            if not _everything(indices, graph[name].width)
+        }
         plan = cls(
-            kept={
-                name: tuple(sorted(int(i) for i in indices))
-                for name, indices in kept.items()
-                if not _all(indices, graph, name)
-            },
-            widths={
-                name: graph[name].width
-                for name, indices in kept.items()
-                if not _all(indices, graph, name)
-            },
+            kept=losing,
+            widths={name: graph[name].width for name in losing},
             structure=graph.structure,
             notes=dict(notes or {}),
         )
@@ -77,14 +77,10 @@ class PruningPlan:
                 f"{self.structure.difference(graph.structure)}. Make a new plan for this model, "
                 "or apply this one to a model of the same architecture."
             )
-        known = {group.name: group for group in graph.groups}
         for name, indices in self.kept.items():
-            group = known.get(name)
+            group = graph.by_name.get(name)
             if group is None:
-                raise PlanError(
-                    f"Expected names of channel groups. Received: {name!r}, which the model has "
-                    "not. print(tfprune.analyse(model)) lists them."
-                )
+                raise _unknown_group(name)
             if not group.prunable:
                 raise PlanError(
                     f"Expected groups that can be pruned. Received: {name!r}, which cannot: "
@@ -206,20 +202,18 @@ def _index(value: Any) -> int:
     return value
 
 
-def _all(indices: Any, graph: ChannelGraph, name: str) -> bool:
-    if name not in {group.name for group in graph.groups}:
-        raise PlanError(
-            f"Expected names of channel groups. Received: {name!r}, which the model has not. "
-            "print(tfprune.analyse(model)) lists them."
-        )
-    return np.array_equal(np.sort(np.asarray(indices)), np.arange(graph[name].width))
+def _everything(indices: Any, width: int) -> bool:
+    return np.array_equal(np.sort(np.asarray(indices)), np.arange(width))
+
+
+def _unknown_group(name: str) -> PlanError:
+    return PlanError(
+        f"Expected names of channel groups. Received: {name!r}, which the model has not. "
+        "print(tfprune.analyse(model)) lists them."
+    )
 
 
 def _short(indices: tuple[int, ...]) -> str:
     text = ", ".join(str(i) for i in indices[:6])
     return f"{text}, … ({len(indices)} in all)" if len(indices) > 6 else text or "none"
 
-
-def plan_for(model: Any, kept: Mapping[str, Any]) -> PruningPlan:
-    """A plan written by hand: kept indices by group name. See :meth:`PruningPlan.of`."""
-    return PruningPlan.of(analyse(model), kept)
