@@ -121,6 +121,11 @@ def is_sequential(model: Any) -> bool:
     )
 
 
+def all_layers(model: Any) -> list[Any]:
+    """Every layer in a model, those inside nested models and wrappers included."""
+    return list(model._flatten_layers(include_self=False))
+
+
 def framework_module(framework: str) -> Any:
     """The imported framework: ``keras`` or ``tf_keras`` (already imported: it made the model)."""
     return sys.modules[framework]

@@ -9,6 +9,7 @@ import numpy as np
 
 from tfprune.batches import iterate
 from tfprune.errors import DataError, ModelError
+from tfprune.graph.trace import all_layers
 from tfprune.protocols.framework import as_array, framework
 
 Array = np.ndarray[Any, Any]
@@ -61,7 +62,7 @@ def recalibrate_batch_norm(
         against its text.
     """
     keras = framework(model)
-    layers = [layer for layer in model._flatten_layers() if _has_moving_statistics(layer)]
+    layers = [layer for layer in all_layers(model) if _has_moving_statistics(layer)]
     if not layers:
         return 0
     observed = [_Statistics(layer) for layer in layers]
@@ -106,7 +107,7 @@ class _Statistics:
         axis = _channel_axis(layer)
         inference = layer.call
 
-        def call(inputs: Any, training: Any = None, mask: Any = None) -> Any:  # noqa: ARG001
+        def call(inputs: Any, training: Any = None, mask: Any = None) -> Any:
             try:
                 values = np.moveaxis(as_array(keras, inputs).astype(np.float64), axis, -1)
             except (AttributeError, NotImplementedError, TypeError) as error:

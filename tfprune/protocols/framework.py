@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 from tfprune.errors import ModelError
+from tfprune.graph.trace import framework_module, framework_of, is_model
 
 
 def framework(model: Any) -> Any:
@@ -14,18 +14,15 @@ def framework(model: Any) -> Any:
     Raises:
         ModelError: it is no Keras model, or its weights do not exist yet.
     """
-    origins = {kind.__module__.partition(".")[0] for kind in type(model).__mro__}
-    for name in ("tf_keras", "keras"):
-        if name in origins:
-            module = importlib.import_module(name)
-            if isinstance(model, module.Model):
-                if not model.built:
-                    raise ModelError(
-                        f"The model {model.name!r} has no weights yet. Call it on a batch, or "
-                        "build() it with an input shape."
-                    )
-                return module
-    raise ModelError(f"Expected a Keras 3 or tf_keras model; received {type(model).__name__}.")
+    name = framework_of(model)
+    if name is None or not is_model(model):
+        raise ModelError(f"Expected a Keras 3 or tf_keras model; received {type(model).__name__}.")
+    if not model.built:
+        raise ModelError(
+            f"The model {model.name!r} has no weights yet. Call it on a batch, or build() it with "
+            "an input shape."
+        )
+    return framework_module(name)
 
 
 def is_keras_3(keras: Any) -> bool:
