@@ -153,3 +153,15 @@ def test_weights_that_are_not_finite():
     kernel.assign(np.full(kernel.shape, np.nan))
     with pytest.raises(tfprune.TfpruneError, match=r"conv1/kernel.*NaN"):
         tfprune.prune(model, 0.5)
+
+
+def test_a_loss_that_cannot_be_made_again():
+    model = toys.chain()
+
+    def my_loss(y_true, y_pred):
+        return keras.ops.mean(y_pred)
+
+    model.compile(loss=my_loss)
+    with pytest.warns(UserWarning, match="not compiled"):
+        small = tfprune.prune(model, 0.5, round_to=1)
+    assert not small.compiled

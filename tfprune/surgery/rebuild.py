@@ -7,6 +7,7 @@ weight is the old one with the removed positions dropped. The source is only rea
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -161,7 +162,7 @@ class Rebuilder:
         for op_id, new in self._made.items():
             finisher = self._record.finishers.get(op_id)
             if finisher is not None:
-                finisher(new)
+                finisher(self._keep, new)
 
     def _copy(self, source: Any, target: Any, path: str) -> None:
         value = np.asarray(source)
@@ -212,6 +213,14 @@ def _copy_trainable(source: Any, target: Any) -> None:
 def _copy_compilation(source: Any, target: Any) -> None:
     if not getattr(source, "compiled", getattr(source, "_is_compiled", False)):
         return
-    config = source.get_compile_config()
-    if config:
-        target.compile_from_config(config)
+    try:
+        config = source.get_compile_config()
+        if config:
+            target.compile_from_config(config)
+    except Exception as error:  # noqa: BLE001 - whatever a user's loss or metric may raise
+        warnings.warn(
+            f"The pruned model is not compiled: the source's loss, metrics or optimiser cannot be "
+            f"made again from their configuration ({type(error).__name__}: {error}). Call "
+            "compile() on it.",
+            stacklevel=2,
+        )
