@@ -2,7 +2,7 @@
 
 Usable by any test module::
 
-    from graph.oracle import assert_masked_equals_pruned
+    from tests.graph.oracle import assert_masked_equals_pruned
 
     assert_masked_equals_pruned(model, prunable={"conv", "dense"})
 """

@@ -121,3 +121,14 @@ def test_low_rank_adapters_are_refused_with_advice() -> None:
     model.get_layer("a").enable_lora(2)
     with pytest.raises(ModelError, match=r"'a' with LoRA.*Prune first"):
         analyse(model)
+
+
+def test_a_table_that_is_read_before_it_is_looked_up_makes_channels_all_the_same() -> None:
+    layers = keras.layers
+    inputs = keras.Input((6,))
+    words = layers.ReversibleEmbedding(7, 8, name="words")
+    scores = words(layers.Dense(8, name="a")(inputs), reverse=True)
+    x = words(keras.ops.argmax(scores, axis=-1))
+    model = keras.Model(inputs, layers.Dense(3)(x))
+    assert_masked_equals_pruned(model, {"a"})
+    assert {member.path for member in analyse(model)["a"].producers} == {"a", "words"}

@@ -89,6 +89,18 @@ def test_adapted_normalisation(framework: Any, middle: bool, invert: bool) -> No
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_normalisation_computes_as_its_source_does(framework: Any) -> None:
+    layers = framework.layers
+    model = chain(
+        framework, (6,), layers.Normalization(name="norm"), layers.Dense(8, name="a"),
+        layers.Dense(3),
+    )  # fmt: skip
+    # Assigned, not adapted: the layer goes on with the statistics that it has made before.
+    model.get_layer("norm").adapt_variance.assign([4.0] * 6)
+    assert_masked_equals_pruned(model, {"a"}, random_weights=False)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
 @pytest.mark.parametrize("axis", [-1, (1, -1), None])
 def test_given_statistics_of_normalisation_are_cut(framework: Any, axis: Any) -> None:
     layers = framework.layers

@@ -29,7 +29,7 @@ a bias is part of its producer). ``consumes``: the op reads these channels.
 Rewrite = Callable[[Keep], dict[str, Any]]
 ArgumentRewrite = Callable[[Keep, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], Any]]
 Builder = Callable[[Keep, Callable[[Any], Any]], Any]
-Finisher = Callable[[Any], None]
+Finisher = Callable[[Keep, Any], None]
 MaskedCall = Callable[..., Any]
 
 
@@ -325,7 +325,7 @@ class RuleCall:
     def finish(self, finisher: Finisher) -> None:
         """Registers what is left to do with the smaller op once it has its weights.
 
-        ``finisher(new)`` sets state of ``new`` that is neither configuration nor weight.
+        ``finisher(keep, new)`` sets state of ``new`` that is neither configuration nor weight.
         """
         self.record.finishers.setdefault(id(self.op), finisher)
 

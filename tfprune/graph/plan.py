@@ -216,4 +216,3 @@ def _unknown_group(name: str) -> PlanError:
 def _short(indices: tuple[int, ...]) -> str:
     text = ", ".join(str(i) for i in indices[:6])
     return f"{text}, … ({len(indices)} in all)" if len(indices) > 6 else text or "none"
-

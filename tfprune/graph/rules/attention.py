@@ -8,34 +8,50 @@ pruning changes: the query's projection makes up for it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tfprune.graph.context import RuleCall
+from tfprune.graph.context import RuleCall, refs_in
 from tfprune.graph.labels import AxisLabels, Keep, Labels, TensorLabels
+from tfprune.graph.rules.dense import plain
 from tfprune.graph.rules.registry import layer_rule
-from tfprune.graph.trace import Ref, leaves
-
-Width = AxisLabels | int
+from tfprune.graph.trace import Ref
 
 
-def _operands(call: RuleCall) -> tuple[TensorLabels, TensorLabels, TensorLabels]:
-    """Labels of query, value and key; everything else (masks) may not carry channels."""
+@dataclass(frozen=True)
+class _Operand:
+    """Query, key or value: labels and shape, ``(batch, ..., width)``."""
+
+    labels: TensorLabels
+    shape: tuple[int | None, ...]
+
+    @property
+    def width(self) -> AxisLabels | int | None:
+        """What a projection reads: labels, or a size where they are not tracked."""
+        return self.shape[-1] if self.labels[-1] is None else self.labels[-1]
+
+
+def _operands(call: RuleCall) -> tuple[_Operand, _Operand, _Operand]:
+    """Query, value and key (the value, if none is given); masks may not carry channels."""
     arguments = call.arguments()
-    named = [arguments.get(name) for name in ("query", "value", "key")]
-    query, value, key = named[0], named[1], named[1] if named[2] is None else named[2]
-    if not isinstance(query, Ref) or not isinstance(value, Ref) or not isinstance(key, Ref):
-        raise TypeError(f"Expected symbolic query, value and key at {call.path!r}.")
-    used = {query.key, value.key, key.key}
+    query, value = arguments["query"], arguments["value"]
+    key = arguments.get("key")
+    refs: list[Ref] = [query, value, value if key is None else key]
+    used = {ref.key for ref in refs}
     for ref, labels in zip(call.call.inputs, call.inputs, strict=True):
         if ref.key not in used:
             call.freeze(labels, "used as an attention mask")
-    return call.labels_of(query), call.labels_of(value), call.labels_of(key)
+        # Widths of projections are pruned; steps are not.
+        elif any(axis is not None for axis in labels[:-1]):
+            call.freeze(labels[:-1], "an axis of attended positions")
+    first, second, third = (_Operand(call.labels_of(ref), ref.shape) for ref in refs)
+    return first, second, third
 
 
-def _query_scale(width: Labels) -> Any:
+def _query_scale(width: Labels) -> Callable[[Keep], float]:
     """Makes up for the layer's division by the square root of the query's width."""
 
     def scale(keep: Keep) -> float:
@@ -45,106 +61,106 @@ def _query_scale(width: Labels) -> Any:
 
 
 def _project(
-    call: RuleCall, layer: Any, name: str, inputs: AxisLabels, heads: AxisLabels,
-    width: Labels, query: bool = False,
-) -> None:  # fmt: skip
+    call: RuleCall,
+    layer: Any,
+    name: str,
+    operand: _Operand,
+    heads: AxisLabels,
+    width: Labels,
+    is_query: bool = False,
+) -> None:
     """A projection into heads: kernel ``(inputs, heads, width)``, bias ``(heads, width)``."""
-    scale = _query_scale(width) if query else None
+    scale = _query_scale(width) if is_query else None
     call.weight(
-        layer.kernel, f"{name}/kernel", consumes={0: inputs}, produces={1: heads, 2: width},
-        masked=[2] if query else [], scale=scale,
+        plain(call, "kernel", layer), f"{name}/kernel", consumes={0: operand.labels[-1]},
+        produces={1: heads, 2: width}, masked=[2] if is_query else [], scale=scale,
     )  # fmt: skip
     call.weight(
         layer.bias, f"{name}/bias", produces={0: heads, 1: width}, scored=False,
-        masked=[1] if query else [], scale=scale,
+        masked=[1] if is_query else [], scale=scale,
     )  # fmt: skip
 
 
-def _width(labels: AxisLabels, size: int | None) -> Any:
-    return size if labels is None else labels
+def _merge_heads(
+    call: RuleCall, layer: Any, heads: Labels, width: Labels, outputs: Sequence[Labels]
+) -> None:
+    """The last projection: kernel ``(heads, width, *outputs)``, bias ``(*outputs)``."""
+    call.weight(
+        plain(call, "kernel", layer), "attention_output/kernel", consumes={0: heads, 1: width},
+        produces={2 + i: labels for i, labels in enumerate(outputs)},
+    )  # fmt: skip
+    call.weight(
+        layer.bias, "attention_output/bias", produces=dict(enumerate(outputs)), scored=False
+    )
 
 
 def _count(
     call: RuleCall,
-    operands: Sequence[tuple[TensorLabels, tuple[int | None, ...]]],
+    operands: tuple[_Operand, _Operand, _Operand],
     attended: Sequence[int],
-    heads: Width,
-    key_width: Labels,
-    value_width: Labels,
-    shared: Width,
-    outputs: Sequence[Width],
+    heads: Labels,
+    shared: AxisLabels | int,
+    widths: tuple[Labels, Labels],
+    outputs: Sequence[Labels],
     gate: bool,
 ) -> None:
     """MACs of the projections and of both products.
 
-    ``operands``: labels and shapes of query, value and key; ``attended``: the axes over which
-    they attend; ``shared``: the heads of keys and values, fewer where queries share them.
+    Args:
+        call: the layer's call.
+        operands: query, value and key.
+        attended: the axes over which they attend.
+        heads: those of queries.
+        shared: those of keys and values, fewer where several queries share one.
+        widths: of keys and of values, per head.
+        outputs: axes of the output behind the steps.
+        gate: whether queries have a second projection.
     """
-    (query, query_shape), (value, value_shape), (key, key_shape) = operands
-    targets = call.product(query_shape[1:-1])
-    sources = call.product(key_shape[1:-1])
-    call.macs(targets, _width(query[-1], query_shape[-1]), heads, key_width)
-    call.macs(sources, _width(key[-1], key_shape[-1]), shared, key_width)
-    call.macs(sources, _width(value[-1], value_shape[-1]), shared, value_width)
+    query, value, key = operands
+    key_width, value_width = widths
+    targets, sources = (call.product(o.shape[1:-1]) for o in (query, key))
+    call.macs(targets, query.width, heads, key_width)
+    call.macs(sources, key.width, shared, key_width)
+    call.macs(sources, value.width, shared, value_width)
     if gate:
-        call.macs(targets, _width(query[-1], query_shape[-1]), heads, value_width)
-    attended_sources = call.product([key_shape[axis] for axis in attended])
-    pairs = call.product([targets, attended_sources])
+        call.macs(targets, query.width, heads, value_width)
+    pairs = call.product([targets, *(key.shape[axis] for axis in attended)])
     call.macs(pairs, heads, key_width)
     call.macs(pairs, heads, value_width)
     call.macs(targets, heads, value_width, *outputs)
 
 
 @layer_rule("MultiHeadAttention")
-def multi_head_attention(call: RuleCall) -> TensorLabels | list[TensorLabels]:
+def multi_head_attention(call: RuleCall) -> list[TensorLabels]:
     """Heads, key width, value width and outputs can go, each by itself."""
     op = call.op
-    query, value, key = _operands(call)
+    operands = query, value, key = _operands(call)
     kernel, output_kernel = op._query_dense.kernel, op._output_dense.kernel
     heads = call.fresh(int(kernel.shape[1]), "heads")
     key_width = call.fresh(int(kernel.shape[2]), "key width")
     value_width = call.fresh(int(output_kernel.shape[1]), "value width")
     outputs = [call.fresh(int(size), "output") for size in output_kernel.shape[2:]]
     gate = getattr(op, "_gate_dense", None)
-    _project(call, op._query_dense, "query", query[-1], heads, key_width, query=True)
-    _project(call, op._key_dense, "key", key[-1], heads, key_width)
-    _project(call, op._value_dense, "value", value[-1], heads, value_width)
+    _project(call, op._query_dense, "query", query, heads, key_width, is_query=True)
+    _project(call, op._key_dense, "key", key, heads, key_width)
+    _project(call, op._value_dense, "value", value, heads, value_width)
     if gate is not None:
-        _project(call, gate, "gate", query[-1], heads, value_width)
-    call.weight(
-        output_kernel, "attention_output/kernel", consumes={0: heads, 1: value_width},
-        produces={2 + i: labels for i, labels in enumerate(outputs)},
-    )  # fmt: skip
-    call.weight(
-        op._output_dense.bias, "attention_output/bias", scored=False,
-        produces=dict(enumerate(outputs)),
-    )  # fmt: skip
+        _project(call, gate, "gate", query, heads, value_width)
+    _merge_heads(call, op._output_dense, heads, value_width, outputs)
     call.size("num_heads", heads)
     call.size("key_dim", key_width)
     call.size("value_dim", value_width)
     _output_shape(call, outputs)
     _signature(call, {"query_shape": query, "value_shape": value, "key_shape": key})
-    shapes = {ref.key: ref.shape for ref in call.call.inputs}
-    arguments = call.arguments()
-    source = arguments["value"]
-    operands = [
-        (query, shapes[arguments["query"].key]),
-        (value, shapes[source.key]),
-        (key, shapes[(arguments.get("key") or source).key]),
-    ]
-    _count(
-        call, operands, list(op._attention_axes), heads, key_width, value_width, heads, outputs,
-        gate is not None,
-    )  # fmt: skip
-    projected = (*query[:-1], *outputs)
-    if len(call.output_shapes) == 1:
-        return projected
-    return [projected, _scores(call, heads)]
+    _count(call, operands, list(op._attention_axes), heads, heads, (key_width, value_width),
+           outputs, gate is not None)  # fmt: skip
+    return _with_scores(call, (*query.labels[:-1], *outputs), heads)
 
 
-def _scores(call: RuleCall, heads: AxisLabels) -> TensorLabels:
-    """Attention scores: ``(batch, heads, ...)``."""
-    return tuple(heads if axis == 1 else None for axis in range(len(call.output_shapes[1])))
+def _with_scores(call: RuleCall, output: TensorLabels, heads: AxisLabels) -> list[TensorLabels]:
+    """The output, and if they are asked for the scores: ``(batch, heads, ...)``."""
+    scores = call.output_shapes[1:]
+    return [output, *(tuple(heads if a == 1 else None for a in range(len(s))) for s in scores)]
 
 
 def _output_shape(call: RuleCall, outputs: Sequence[Labels]) -> None:
@@ -158,11 +174,11 @@ def _output_shape(call: RuleCall, outputs: Sequence[Labels]) -> None:
     )
 
 
-def _signature(call: RuleCall, shapes: dict[str, TensorLabels]) -> None:
+def _signature(call: RuleCall, operands: dict[str, _Operand]) -> None:
     """tf_keras keeps the shapes of the inputs in the configuration, and builds from them."""
-    for key, labels in shapes.items():
+    for key, operand in operands.items():
         built = getattr(call.op, f"_{key}", None)
-        last = call.attribute(key, labels[-1])
+        last = call.attribute(key, operand.labels[-1])
         if built is None or last is None:
             continue
         leading = tuple(built)[:-1]
@@ -176,103 +192,82 @@ def _signature(call: RuleCall, shapes: dict[str, TensorLabels]) -> None:
 
 
 @layer_rule("GroupedQueryAttention", "GroupQueryAttention")
-def grouped_query_attention(call: RuleCall) -> TensorLabels | list[TensorLabels]:
+def grouped_query_attention(call: RuleCall) -> list[TensorLabels]:
     """Query heads go with the key head that they share; the output is as wide as the query."""
     op = call.op
-    query, value, key = _operands(call)
-    heads_count, width_count = (int(size) for size in op._query_dense.kernel.shape[1:])
+    operands = query, value, key = _operands(call)
+    count, width_count = (int(size) for size in op._query_dense.kernel.shape[1:])
     shared_count = int(op._key_dense.kernel.shape[1])
     # A query head i uses the key head i // repeats. With a single key head, any may go.
     shared: AxisLabels = None
     if shared_count > 1:
         shared = call.fresh(shared_count, "heads")
-        heads = np.repeat(shared, heads_count // shared_count)
+        heads = np.repeat(shared, count // shared_count)
         call.size("num_key_value_heads", shared)
     else:
-        heads = call.fresh(heads_count, "heads")
+        heads = call.fresh(count, "heads")
     width = call.fresh(width_count, "head width")
-    _project(call, op._query_dense, "query", query[-1], heads, width, query=True)
-    _project(call, op._key_dense, "key", key[-1], shared, width)
-    _project(call, op._value_dense, "value", value[-1], shared, width)
-    gate = getattr(op, "_gate_dense", None)
-    if gate is not None:
-        _project(call, gate, "gate", query[-1], heads, width)
     outputs = call.fresh(int(op._output_dense.kernel.shape[2]), "output")
-    call.weight(
-        op._output_dense.kernel, "attention_output/kernel", consumes={0: heads, 1: width},
-        produces={2: outputs},
-    )  # fmt: skip
-    call.weight(op._output_dense.bias, "attention_output/bias", produces={0: outputs}, scored=False)
+    gate = getattr(op, "_gate_dense", None)
+    _project(call, op._query_dense, "query", query, heads, width, is_query=True)
+    _project(call, op._key_dense, "key", key, shared, width)
+    _project(call, op._value_dense, "value", value, shared, width)
+    if gate is not None:
+        _project(call, gate, "gate", query, heads, width)
+    _merge_heads(call, op._output_dense, heads, width, [outputs])
     call.size("num_query_heads", heads)
     call.size("head_dim", width)
     # The layer insists that query, value and output are equally wide.
-    for known in (query[-1], value[-1]):
-        if known is None:
-            call.freeze(outputs, "as wide as an input whose channels cannot be removed")
-        call.unite(outputs, known)
-    refs = {ref.key: ref.shape for ref in call.call.inputs}
-    arguments = call.arguments()
-    source = arguments["value"]
-    operands = [
-        (query, refs[arguments["query"].key]),
-        (value, refs[source.key]),
-        (key, refs[(arguments.get("key") or source).key]),
-    ]
-    _count(
-        call, operands, [1], heads, width, width, shared_count if shared is None else shared,
-        [outputs], gate is not None,
-    )  # fmt: skip
-    projected = (*query[:-1], outputs)
-    if len(call.output_shapes) == 1:
-        return projected
-    return [projected, _scores(call, heads)]
+    for operand in (query, value):
+        call.unite(outputs, operand.labels[-1])
+    _count(call, operands, [1], heads, shared_count if shared is None else shared, (width, width),
+           [outputs], gate is not None)  # fmt: skip
+    return _with_scores(call, (*query.labels[:-1], outputs), heads)
 
 
-def _triple(call: RuleCall) -> list[int]:
-    """Positions among the call's inputs of query, value and key of a dot-product layer."""
-    first = [leaf for leaf in leaves(call.call.args[:1]) if isinstance(leaf, Ref)]
-    keys = [ref.key for ref in call.call.inputs]
-    positions = [keys.index(ref.key) for ref in first]
-    for position, labels in enumerate(call.inputs):
-        if position not in positions and keys[position] not in {ref.key for ref in first}:
+def _listed(call: RuleCall) -> tuple[_Operand, _Operand, _Operand]:
+    """Query, value and key of a layer that takes them as a list; masks may not carry channels."""
+    refs = refs_in(call.call.args[:1])
+    used = {ref.key for ref in refs}
+    for ref, labels in zip(call.call.inputs, call.inputs, strict=True):
+        call.freeze(labels[:-1], "an axis of attended positions")
+        if ref.key not in used:
             call.freeze(labels, "used as an attention mask")
-    return positions if len(positions) == 3 else [*positions, positions[1]]
+    query, value, *key = (_Operand(call.labels_of(ref), ref.shape) for ref in refs)
+    return query, value, key[0] if key else value
 
 
-def _attended(call: RuleCall, positions: Sequence[int]) -> TensorLabels | list[TensorLabels]:
-    """Counts the two products; the output has the query's steps and the value's width."""
-    query, value, key = positions
-    targets = call.product(call.input_shapes[query][1:-1])
-    sources = call.input_shapes[key][-2]
-    pairs = call.product([targets, sources])
-    for position in (query, value):
-        width = _width(call.inputs[position][-1], call.input_shapes[position][-1])
-        call.macs(pairs, width)
-    output = (*call.inputs[query][:-1], call.inputs[value][-1])
-    if len(call.output_shapes) == 1:
-        return output
-    return [output, tuple(None for _ in call.output_shapes[1])]
+def _attended(
+    call: RuleCall, query: _Operand, value: _Operand, key: _Operand
+) -> list[TensorLabels]:
+    """Counts both products; the output has the query's steps and the value's width."""
+    pairs = call.product([*query.shape[1:-1], key.shape[-2]])
+    call.macs(pairs, query.width)
+    call.macs(pairs, value.width)
+    untracked: TensorLabels = (None,) * (len(query.shape) - 1)
+    return _with_scores(call, (*untracked, value.labels[-1]), None)
 
 
 @layer_rule("Attention")
-def attention(call: RuleCall) -> TensorLabels | list[TensorLabels]:
+def attention(call: RuleCall) -> list[TensorLabels]:
     """Queries and keys meet in a product without weights: their channels stay."""
-    positions = _triple(call)
-    for position in (positions[0], positions[2]):
-        call.freeze(call.inputs[position][-1], "queries and keys are multiplied with each other")
-    return _attended(call, positions)
+    query, value, key = _listed(call)
+    for operand in (query, key):
+        call.freeze(operand.labels[-1], "queries and keys are multiplied with each other")
+    return _attended(call, query, value, key)
 
 
 @layer_rule("AdditiveAttention")
-def additive_attention(call: RuleCall) -> TensorLabels | list[TensorLabels]:
+def additive_attention(call: RuleCall) -> list[TensorLabels]:
     """The scale reads the sum of query and key, channel by channel."""
-    positions = _triple(call)
-    query, key = call.inputs[positions[0]][-1], call.inputs[positions[2]][-1]
+    query, value, key = _listed(call)
     scale = getattr(call.op, "scale", None)
     if scale is None:
-        for known in (query, key):
-            call.freeze(known, "queries and keys are summed over their channels without weights")
-    elif query is not None or key is not None:
-        united = call.unite(query, key)
-        call.weight(scale, "scale", consumes={0: query if united is None else united})
-    return _attended(call, positions)
+        for operand in (query, key):
+            call.freeze(
+                operand.labels[-1],
+                "queries and keys are summed over their channels without weights",
+            )
+    elif query.labels[-1] is not None or key.labels[-1] is not None:
+        call.weight(scale, "scale", consumes={0: call.unite(query.labels[-1], key.labels[-1])})
+    return _attended(call, query, value, key)

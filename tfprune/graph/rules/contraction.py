@@ -19,9 +19,9 @@ from tfprune.graph.trace import Ref, leaves
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-def contract(call: RuleCall, operands: Sequence[Any], terms: Sequence[str], output: str) -> (
-    TensorLabels
-):  # fmt: skip
+def contract(
+    call: RuleCall, operands: Sequence[Any], terms: Sequence[str], output: str
+) -> TensorLabels:
     """An einsum: one letter per axis of each operand (tensors and constants) and of the output."""
     of: dict[str, AxisLabels] = {}
     sizes: dict[str, int | None] = {}
@@ -82,8 +82,7 @@ def matmul(call: RuleCall) -> TensorLabels:
     arguments = call.arguments()
     ranks = len(_shape(first)), len(_shape(second))
     batch = _LETTERS[: max(ranks) - 2] if max(ranks) > 2 else ""
-    left = "ik"[2 - min(2, ranks[0]) :].upper()
-    right = "kj"[: min(2, ranks[1])].upper()
+    left, right = "IK"[2 - min(2, ranks[0]) :], "KJ"[: min(2, ranks[1])]
     terms = [batch[len(batch) - max(0, rank - 2) :] for rank in ranks]
     output = batch + left[:-1] + right[1:]
     if arguments.get("transpose_a") or arguments.get("adjoint_a"):

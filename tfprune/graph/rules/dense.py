@@ -13,15 +13,15 @@ from tfprune.graph.rules.elementwise import through_activation
 from tfprune.graph.rules.registry import layer_rule
 
 
-def plain(call: RuleCall, name: str) -> Any:
-    """A kernel or table of the op, as the variable that it is.
+def plain(call: RuleCall, name: str, layer: Any = None) -> Any:
+    """A kernel or table of the op (or of a layer inside), as the variable that it is.
 
     With LoRA or quantisation it is computed from several: its channels cannot be told apart.
 
     Raises:
         ModelError: LoRA or quantisation is on.
     """
-    op = call.op
+    op = call.op if layer is None else layer
     if getattr(op, "lora_enabled", False) or getattr(op, "quantization_mode", None) is not None:
         what = "LoRA" if getattr(op, "lora_enabled", False) else "quantisation"
         raise ModelError(

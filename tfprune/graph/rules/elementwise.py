@@ -164,10 +164,12 @@ def layer_scale(call: RuleCall) -> TensorLabels:
     symbols=(
         "__operators__.add", "__operators__.radd", "__operators__.sub", "__operators__.rsub",
         "__operators__.mul", "__operators__.rmul", "__operators__.truediv",
-        "__operators__.rtruediv", "__operators__.pow", "__operators__.mod", "math.add", "add", "math.subtract", "subtract",
+        "__operators__.rtruediv", "__operators__.pow", "__operators__.mod", "math.add", "add",
+        "math.subtract", "subtract",
         "math.multiply", "multiply", "math.divide", "divide", "math.truediv", "math.divide_no_nan",
         "math.maximum", "maximum", "math.minimum", "minimum", "math.pow", "pow", "where",
-        "math.add_n", "math.squared_difference", "math.equal", "math.greater", "math.less", "math.greater_equal",
+        "math.add_n", "math.squared_difference", "math.equal", "math.greater", "math.less",
+        "math.greater_equal",
         "math.less_equal", "math.logical_and", "math.logical_or",
     ),
 )  # fmt: skip

@@ -7,6 +7,7 @@ marked inexact, and the masked model leaves removed channels out of the statisti
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -150,6 +151,15 @@ def group_normalization(call: RuleCall) -> TensorLabels:
     return labels
 
 
+def _copy_statistics(op: Any, tracked: dict[int, AxisLabels], keep: Keep, new: Any) -> None:
+    """The layer computes with arrays that it makes from its weights when it sees fit to."""
+    for name in ("mean", "variance"):
+        value = np.asarray(getattr(op, name))
+        for axis, known in tracked.items():
+            value = np.compress(keep(_known(known)), value, axis=axis)
+        setattr(new, name, value)
+
+
 @layer_rule("Normalization")
 def normalization(call: RuleCall) -> TensorLabels:
     """Given statistics stand in the configuration, those of data are weights; both follow."""
@@ -159,8 +169,8 @@ def normalization(call: RuleCall) -> TensorLabels:
         follows = {i: labels[axis] for i, axis in enumerate(axes)}
         for name in ("adapt_mean", "adapt_variance"):
             call.weight(getattr(op, name), name, follows=follows, scored=False)
-        # The layer computes with arrays that it makes from the weights at certain times.
-        call.finish(lambda new: new.finalize_state())
+        tracked = {axis: labels[axis] for axis in axes if labels[axis] is not None}
+        call.finish(functools.partial(_copy_statistics, op, tracked))
         return labels
     for key, value in (("mean", op.input_mean), ("variance", op.input_variance)):
         shape = np.shape(value)

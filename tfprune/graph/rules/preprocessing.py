@@ -80,7 +80,7 @@ def lookup(call: RuleCall) -> list[TensorLabels]:
     """The vocabulary may have come from data: it is in no weight and in no configuration."""
     op = call.op
 
-    def finish(new: Any) -> None:
+    def finish(_: Keep, new: Any) -> None:
         if new.vocabulary_size() != op.vocabulary_size():
             new.set_vocabulary(op.get_vocabulary(), _idf_weights(op))
 

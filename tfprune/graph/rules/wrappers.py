@@ -70,8 +70,8 @@ def lambda_layer(call: RuleCall) -> list[TensorLabels]:
 
     def build(*_: Any) -> Any:
         # Not from the configuration: safe mode refuses to make functions from bytes.
-        known: type = next(cls for cls in type(op).__mro__ if cls.__name__ == "Lambda")
-        config = super(known, op).get_config()
+        layer: Any = next(cls for cls in type(op).__mro__ if cls.__name__ == "Layer")
+        config = layer.get_config(op)
         return type(op)(
             op.function, output_shape=op._output_shape, mask=op.mask, arguments=op.arguments,
             **config,
