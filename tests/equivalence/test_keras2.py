@@ -10,7 +10,7 @@ from tfprune.testing import check_surgery, randomize
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    # Operators as layers (hard sigmoid), gates behind reshapes, nested blocks, grouped convolutions.
+    # Operators as layers, gates behind reshapes, nested blocks, grouped convolutions.
     ["MobileNetV3Small", "EfficientNetB0", "ConvNeXtTiny", "RegNetX002"],
 )
 def test_applications(name):

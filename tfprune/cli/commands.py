@@ -9,17 +9,22 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import tfprune
 from tfprune.cli.main import CHECK_FAILED, OK
+from tfprune.cli.parser import request_of
 from tfprune.cost import CostModel, measure
 from tfprune.errors import ArgumentError, DataError
 from tfprune.graph.plan import PruningPlan
-from tfprune.loading import load_model
+from tfprune.loading import SUFFIXES, load_model
 from tfprune.reports.text import count, percent
 from tfprune.saving import check_target, save_model
+from tfprune.writing import writable_target
 
 
 def inspect(options: Namespace) -> int:
@@ -54,33 +59,14 @@ def inspect(options: Namespace) -> int:
 
 def prune(options: Namespace) -> int:
     """Writes a smaller model, after proving the surgery on it."""
-    if not options.dry_run:
-        check_target(options.output)
+    _check_outputs(options)
     model = load_model(options.model)
-    if options.plan:
-        given = [n for n in ("ratio", "macs", "params", "size_bytes") if getattr(options, n)]
-        if given:
-            raise ArgumentError(
-                f"Expected either --plan or a request. Received: both (--{given[0]})."
-            )
+    if options.plan is not None:
         plan = PruningPlan.load(options.plan)
     else:
-        data = None
-        if options.data:
-            data = tfprune.data.load(options.data).train
+        data = _dataset(options.data, options).train if options.data else None
         plan = tfprune.plan(
-            model,
-            options.ratio,
-            macs=options.macs,
-            params=options.params,
-            size_bytes=options.size_bytes,
-            criterion=options.criterion,
-            data=data,
-            order=options.order,
-            round_to=options.round_to,
-            min_channels=options.min_channels,
-            ignore=options.ignore,
-            input_shape=options.input_shape,
+            model, data=data, input_shape=options.input_shape, **request_of(options)
         )
     before = measure(model, input_shape=options.input_shape)
     after = measure(model, plan, input_shape=options.input_shape)
@@ -116,11 +102,16 @@ def prune(options: Namespace) -> int:
 
 def export(options: Namespace) -> int:
     """Writes a LiteRT file."""
+    if Path(options.output).suffix not in (".tflite", ".litert"):
+        raise ArgumentError(
+            f"Expected an output file ending in .tflite. Received: {options.output!r}."
+        )
+    writable_target(options.output)
     report = tfprune.export(
         load_model(options.model),
         options.output,
         quantize=options.quantize,
-        calibration=_calibration(options.calibration),
+        calibration=_calibration(options),
         input_shape=options.input_shape,
         verbose=_verbose(options),
     )
@@ -158,7 +149,7 @@ def compare(options: Namespace) -> int:
         if name in models:
             raise ArgumentError(f"Expected different names. Received: {name!r} twice.")
         models[name] = _runnable(path)
-    data = tfprune.data.load(options.data).test if options.data else None
+    data = _dataset(options.data, options).test if options.data else None
     report = tfprune.compare(
         models, data, runs=options.runs, gpu=options.gpu, verbose=_verbose(options)
     )
@@ -180,7 +171,7 @@ def demo(options: Namespace) -> int:
         subset=options.subset,
         seed=options.seed,
         gpu=options.gpu,
-        verbose=_verbose(options),
+        verbose=int(not (options.quiet or options.json)),
     )
     if options.json:
         _print_json(report.as_dict())
@@ -189,28 +180,54 @@ def demo(options: Namespace) -> int:
     return OK
 
 
+def _check_outputs(options: Namespace) -> None:
+    """Before any long work: everything can be written, and the model is not written over."""
+    if options.save_plan is not None:
+        writable_target(options.save_plan)
+    if options.dry_run:
+        return
+    target = check_target(options.output)
+    if target.exists() and os.path.exists(options.model) and target.samefile(options.model):
+        raise ArgumentError(
+            f"Expected another file than the model itself. Received: {options.output!r} for both; "
+            "the whole model would be lost."
+        )
+
+
 def _runnable(path: str) -> Any:
     """A LiteRT file's path as it is; a Keras file as a model."""
-    return load_model(path) if Path(path).suffix in (".keras", ".h5", ".hdf5") else path
+    return load_model(path) if Path(path).suffix in SUFFIXES else path
 
 
-def _calibration(name: str | None) -> Any:
+def _dataset(name: str, options: Namespace) -> Any:
+    """A data set by name; TFDS, which prints as it downloads, leaves standard output alone."""
+    with ExitStack() as stack:
+        if not _verbose(options):
+            null = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            stack.enter_context(redirect_stderr(null))
+        stack.enter_context(redirect_stdout(sys.stderr))
+        return tfprune.data.load(name)
+
+
+def _calibration(options: Namespace) -> Any:
+    name = options.calibration
     if name is None:
         return None
     if name.endswith(".npy"):
-        import numpy as np
-
         try:
             return np.load(name, allow_pickle=False)
-        except (OSError, ValueError) as error:
+        # numpy reports what is no array at all with these three
+        except (OSError, ValueError, EOFError) as error:
             raise DataError(
                 f"Expected an .npy file of numbers. Received: {name!r} ({error})."
             ) from error
-    return tfprune.data.load(name).train
+    return _dataset(name, options).train
 
 
 def _verbose(options: Namespace) -> int:
-    return 0 if options.quiet or options.json else 1
+    """Whether to show moving bars: to a person at a terminal who did not decline."""
+    quiet = options.quiet or options.json
+    return int(not quiet and sys.stderr is not None and sys.stderr.isatty())
 
 
 def _change(what: str, before: float | None, after: float | None) -> str:

@@ -1,267 +1,80 @@
 """The command line: ``tfprune inspect | prune | export | benchmark | compare | demo``.
 
-Exit codes: 0 done; 1 the request cannot be met (the message says why); 2 wrong usage; 3 a check
-failed; 130 interrupted. Reports go to standard output, progress and errors to standard error.
+Exit codes: 0 done; 1 the request cannot be met, or failed (the message says why); 2 wrong usage;
+3 a check failed, nothing was written; 130 interrupted. Reports go to standard output, progress
+and errors to standard error.
 """
 
 from __future__ import annotations
 
-import argparse
+import os
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import nullcontext
 
+from tfprune.cli.parser import build_parser, parse
 from tfprune.errors import TfpruneError
 
 OK, REFUSED, USAGE, CHECK_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code."""
-    parser = build_parser()
-    options = parser.parse_args(arguments)
+    """Runs one command; returns the exit code.
+
+    Raises:
+        SystemExit: for ``--help``, ``--version`` and wrong usage, as argparse does.
+    """
+    options = parse(arguments)
     if options.command is None:
-        parser.print_help()
+        build_parser().print_help()
         return USAGE
-    from tfprune.cli import commands
-    from tfprune.cli.quiet import quiet_tensorflow
-
-    quiet_tensorflow()
     try:
-        return int(getattr(commands, options.command)(options))
+        return _run(options)
     except TfpruneError as error:
-        print(f"tfprune {options.command}: {error}", file=sys.stderr)
-        return REFUSED
+        return _say(options, str(error), REFUSED)
     except KeyboardInterrupt:
-        print(
-            f"tfprune {options.command}: interrupted; nothing half-written is left.",
-            file=sys.stderr,
-        )
-        return INTERRUPTED
+        return _say(options, "interrupted; nothing half-written is left.", INTERRUPTED)
     except BrokenPipeError:
-        sys.stderr.close()
+        # The reader of our output has left, as `head` does: nobody to tell, nothing to flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return OK
+    # The last line of defence: whoever types a command is not to be shown a stack of frames.
+    except Exception as error:
+        if options.debug:
+            raise
+        return _say(options, _unexpected(error), REFUSED)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
-    parser = argparse.ArgumentParser(
-        prog="tfprune",
-        description="Makes trained Keras networks smaller and faster for phones.",
-        epilog="Start with 'tfprune demo', then 'tfprune inspect model.keras'.",
-    )
-    from importlib.metadata import version
+def _run(options: Namespace) -> int:
+    from tfprune.cli.quiet import quiet_process
 
-    parser.add_argument("--version", action="version", version=f"tfprune {version('tfprune')}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    with nullcontext() if options.debug else quiet_process():
+        from tfprune.cli import commands
 
-    inspect = _command(
-        commands,
-        "inspect",
-        "show which channels can be removed, and why others cannot",
-        "tfprune inspect model.keras",
-    )
-    _model(inspect)
-    inspect.add_argument("--layers", action="store_true", help="also list the cost of every layer")
-
-    prune = _command(
-        commands,
-        "prune",
-        "remove channels and write a smaller model",
-        "tfprune prune model.keras small.keras --macs 0.5",
-    )
-    _model(prune)
-    prune.add_argument("output", metavar="OUTPUT", help="the .keras file to write")
-    prune.add_argument(
-        "--ratio",
-        type=float,
-        metavar="R",
-        help="fraction of every group's channels to remove, such as 0.5",
-    )
-    for name, what in (
-        ("macs", "multiply-accumulates"),
-        ("params", "parameters"),
-        ("size-bytes", "bytes of weights"),
-    ):
-        prune.add_argument(
-            f"--{name}",
-            type=_number,
-            metavar="N",
-            help=f"at most this many {what}: a fraction (0.5) or a number",
-        )
-    prune.add_argument(
-        "--criterion",
-        default="l1",
-        metavar="NAME",
-        help="what a channel is worth: l1 (default), l2, bn_scale, fpgm, random, "
-        "and with --data taylor, activation_mean, apoz",
-    )
-    prune.add_argument(
-        "--data", metavar="NAME", help="data set for criteria that need one: digits, cifar10, …"
-    )
-    prune.add_argument(
-        "--order",
-        default="uniform",
-        choices=("uniform", "global"),
-        help="all groups alike (default), or the lowest scores first",
-    )
-    prune.add_argument(
-        "--round-to",
-        type=_round_to,
-        default=8,
-        metavar="N",
-        help="keep multiples of N channels (default 8), or a target: cpu_fp32, "
-        "cpu_fp16, cpu_int8, gpu, gpu_large",
-    )
-    prune.add_argument(
-        "--min-channels",
-        type=int,
-        default=1,
-        metavar="N",
-        help="fewest channels that a group keeps (default 1)",
-    )
-    prune.add_argument(
-        "--ignore",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="group or layer, or a pattern, whose channels stay; repeatable",
-    )
-    prune.add_argument("--plan", metavar="FILE", help="apply this plan instead of making one")
-    prune.add_argument("--save-plan", metavar="FILE", help="also write the plan as JSON")
-    prune.add_argument("--dry-run", action="store_true", help="show the plan, write no model")
-
-    export = _command(
-        commands,
-        "export",
-        "write a LiteRT (.tflite) file and check it against the model",
-        "tfprune export small.keras small.tflite --quantize int8 --calibration cifar10",
-    )
-    _model(export)
-    export.add_argument("output", metavar="OUTPUT", help="the .tflite file to write")
-    export.add_argument(
-        "--quantize",
-        choices=("float16", "dynamic", "int8"),
-        help="store smaller numbers; int8 needs --calibration",
-    )
-    export.add_argument(
-        "--calibration",
-        metavar="DATA",
-        help="for int8: name of a data set (its training images), or an .npy "
-        "file of typical inputs",
-    )
-
-    benchmark = _command(
-        commands,
-        "benchmark",
-        "measure CPU latency, and try the GPU delegate for real",
-        "tfprune benchmark dense.tflite small.tflite",
-    )
-    benchmark.add_argument(
-        "models",
-        nargs="+",
-        metavar="MODEL",
-        help=".tflite, .keras or .h5 files, measured side by side",
-    )
-    benchmark.add_argument("--threads", type=int, default=1, metavar="N", help="default 1")
-    benchmark.add_argument("--runs", type=int, default=50, metavar="N", help="default 50")
-    benchmark.add_argument("--warmup", type=int, default=10, metavar="N", help="default 10")
-    benchmark.add_argument("--profile", action="store_true", help="time every operation alone")
-    _gpu(benchmark)
-
-    compare = _command(
-        commands,
-        "compare",
-        "one table: accuracy, MACs, bytes, latency, GPU delegation",
-        "tfprune compare dense=model.keras pruned=small.keras --data digits",
-    )
-    compare.add_argument(
-        "models",
-        nargs="+",
-        metavar="NAME=MODEL",
-        help="the first is what the others are compared with",
-    )
-    compare.add_argument("--data", metavar="NAME", help="data set whose test images to score")
-    compare.add_argument("--runs", type=int, default=50, metavar="N", help="default 50")
-    compare.add_argument("--markdown", action="store_true", help="print a Markdown table")
-    _gpu(compare)
-
-    demo = _command(
-        commands,
-        "demo",
-        "train, prune, fine-tune, export and compare, on handwritten digits",
-        "tfprune demo",
-    )
-    demo.add_argument(
-        "--dataset",
-        default="digits",
-        metavar="NAME",
-        help="digits (default, nothing to download), or cifar10, fashion_mnist, … through TFDS",
-    )
-    demo.add_argument(
-        "--output",
-        default="tfprune-demo",
-        metavar="DIR",
-        help="folder for models and plots (default tfprune-demo)",
-    )
-    demo.add_argument("--epochs", type=int, metavar="N", help="of training; fine-tuning takes half")
-    demo.add_argument("--subset", type=int, metavar="N", help="use only N training images")
-    demo.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
-    _gpu(demo)
-    return parser
+        code = int(getattr(commands, options.command)(options))
+        sys.stdout.flush()
+        return code
 
 
-def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
-    name: str,
-    text: str,
-    example: str,
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name, help=text, description=text[0].upper() + text[1:] + ".", epilog=f"example: {example}"
+def _say(options: Namespace, text: str, code: int) -> int:
+    print(f"tfprune {options.command}: {text}", file=sys.stderr)
+    return code
+
+
+def _unexpected(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    if isinstance(error, MemoryError):
+        return "ran out of memory. Try fewer --runs or a smaller --subset, or a larger machine."
+    if isinstance(error, ImportError):
+        return f"{text}. A package that tfprune needs cannot be imported; install it again."
+    if isinstance(error, OSError):
+        return f"the operating system refused: {text}"
+    return (
+        f"stopped by an unexpected {text}\nThis is a defect of tfprune or of a library below it. "
+        "The same command with --debug shows where it happened; please report that."
     )
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no progress on standard error")
-    return parser
-
-
-def _model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a .keras or .h5 file")
-    parser.add_argument(
-        "--input-shape",
-        type=_shape,
-        metavar="H,W,C",
-        help="size of one input, for a model that leaves it open",
-    )
-
-
-def _gpu(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument(
-        "--gpu",
-        dest="gpu",
-        action="store_const",
-        const=True,
-        default="auto",
-        help="run on the GPU delegate (default: where a driver is found)",
-    )
-    group.add_argument(
-        "--no-gpu", dest="gpu", action="store_const", const=False, help="leave the GPU delegate out"
-    )
-
-
-def _number(text: str) -> float | int:
-    try:
-        return int(text.replace("_", ""))
-    except ValueError:
-        return float(text)
-
-
-def _round_to(text: str) -> int | str:
-    return int(text) if text.lstrip("-").isdigit() else text
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
 
 
 if __name__ == "__main__":

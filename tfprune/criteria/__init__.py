@@ -24,7 +24,11 @@ _WITHOUT_DATA: dict[str, Callable[[], Criterion]] = {
     "fpgm": FPGM,
     "random": Random,
 }
-_WITH_DATA: dict[str, Callable[[Any], Criterion]] = {"taylor": Taylor, "activation_mean": ActivationMean, "apoz": APoZ}
+_WITH_DATA: dict[str, Callable[[Any], Criterion]] = {
+    "taylor": Taylor,
+    "activation_mean": ActivationMean,
+    "apoz": APoZ,
+}
 
 __all__ = [
     "FPGM",

@@ -83,7 +83,8 @@ class Comparison:
         body = table(head, rows, right=head[1:-1], markdown=markdown)
         tail = f"CPU: median of one thread on {self.processor}; a phone's kernels differ."
         if self.examples:
-            tail += f" Accuracy: top-1 on {self.examples:,} examples."
+            one = percent(1 / self.examples, 2)
+            tail += f" Accuracy: top-1 on {self.examples:,} examples; one of them is {one}."
         return f"{body}\n\n{tail}"
 
 

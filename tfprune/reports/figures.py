@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tfprune.writing import replacing, writable_target
+
 if TYPE_CHECKING:
     from tfprune.graph.plan import PruningPlan
     from tfprune.reports.comparison import Comparison
@@ -20,7 +22,7 @@ def comparison_figure(comparison: Comparison) -> Any:
     Returns:
         A ``matplotlib.figure.Figure``, not attached to any window.
     """
-    panels = [
+    panels: list[tuple[str, list[float | None]]] = [
         (
             "accuracy, %",
             [None if r.accuracy is None else 100 * r.accuracy for r in comparison.rows],
@@ -85,8 +87,14 @@ def training_figure(histories: Mapping[str, Sequence[float]], label: str = "accu
 
 
 def save(figure: Any, path: str | os.PathLike[str]) -> None:
-    """Writes a figure as PNG (or whatever the suffix says)."""
-    figure.savefig(path, dpi=130)
+    """Writes a figure as PNG (or whatever the suffix says), whole or not at all.
+
+    Raises:
+        ArgumentError, FileError: the path cannot be written.
+    """
+    target = writable_target(path)
+    with replacing(target) as temporary:
+        figure.savefig(temporary, dpi=130, format=target.suffix.lstrip(".") or "png")
 
 
 def _figure(width: float, height: float) -> Any:
@@ -102,7 +110,7 @@ def _bars(axes: Any, names: Sequence[str], values: Sequence[float | None]) -> No
         range(len(names)), heights, color=[_COLOURS[i % len(_COLOURS)] for i in range(len(names))]
     )
     axes.bar_label(bars, [("–" if v is None else f"{v:.3g}") for v in values], fontsize=8)
-    axes.set_xticks(range(len(names)), names, fontsize=8, rotation=20)
+    axes.set_xticks(range(len(names)), names, fontsize=8, rotation=20, ha="right")
     axes.margins(y=0.15)
     _plain(axes)
 
