@@ -12,7 +12,7 @@ from typing import Any
 _EXPORTS = {
     "analyse": "tfprune.graph",
     "ChannelGraph": "tfprune.graph",
-    "PruningPlan": "tfprune.graph",
+    "PruningPlan": "tfprune.graph.plan",
     "rule": "tfprune.graph",
     "plan": "tfprune.pruning",
     "prune": "tfprune.pruning",

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,10 +101,11 @@ def demo(
     start = time.perf_counter()
     if dataset not in NAMES:
         raise ArgumentError(f"Expected one of {', '.join(NAMES)}. Received: {dataset!r}.")
-    folder = _folder(output)
-    splits = load(dataset, batch_size=64, augment=dataset != "digits", subset=subset, seed=seed)
-    info = splits.info
     note = _Notes(verbose)
+    with _folder(output) as folder:
+        note("load TensorFlow and the data")
+        splits = load(dataset, batch_size=64, augment=dataset != "digits", subset=subset, seed=seed)
+    info = splits.info
 
     note(f"data: {info.source}")
     if dataset == "digits":
@@ -115,7 +116,7 @@ def demo(
         dense = zoo.resnet_cifar(20, input_shape=info.input_shape, classes=info.classes, seed=seed)
         # Narrow networks need fine steps; the multiples of the GPU are the finest that pay.
         round_to = allocation.PRESETS["gpu"]
-    note(f"train {dense.name} for {epochs} epochs")
+    note(f"train {dense.name}, {_epochs(epochs)}")
     with note.training(epochs) as report:
         fine_tune(
             dense, splits.train_epoch, splits.validation, epochs=epochs, learning_rate=0.05,
@@ -131,7 +132,7 @@ def demo(
     recalibrate_batch_norm(small, splits.train)
     pruned_accuracy = _accuracy(small, splits.validation)
     tuning = max(1, epochs // 2)
-    note(f"fine-tune for {tuning} epochs")
+    note(f"fine-tune, {_epochs(tuning)}")
     with note.training(tuning) as report:
         fine_tune(
             small, splits.train_epoch, splits.validation, epochs=tuning, learning_rate=0.02,
@@ -148,7 +149,7 @@ def demo(
             export(model, path, quantize=kind, calibration=splits.train if kind else None)
             exports[label] = (model, path)
     note("measure accuracy and latency")
-    comparison = compare(exports, splits.test, gpu=gpu)
+    comparison = compare(exports, splits.test, gpu=gpu, verbose=int(note.at_a_terminal))
     figures.save(figures.comparison_figure(comparison), folder / "comparison.png")
     figures.save(figures.widths_figure(pruning), folder / "widths.png")
 
@@ -160,8 +161,8 @@ def demo(
         seconds=time.perf_counter() - start,
         output=str(folder),
         protocol=(
-            f"{dense.name}, {info.counts['train']:,} training images, {epochs} epochs at 0.05 "
-            f"(cosine), pruned by L1 norm, {tuning} epochs at 0.02 (cosine), seed {seed}; the "
+            f"{dense.name}, {info.counts['train']:,} training images, {_epochs(epochs)} at 0.05 "
+            f"(cosine), pruned by L1 norm, {_epochs(tuning)} at 0.02 (cosine), seed {seed}; the "
             "test set was used for the table only"
         ),
     )
@@ -170,8 +171,15 @@ def demo(
     return report_
 
 
-def _folder(output: str | os.PathLike[str]) -> Path:
+def _epochs(number: int) -> str:
+    return f"{number} epoch{'s' if number > 1 else ''}"
+
+
+@contextmanager
+def _folder(output: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder that can be written; if the block fails, an empty one is not left behind."""
     folder = Path(output)
+    there = folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".write-test"
@@ -181,7 +189,13 @@ def _folder(output: str | os.PathLike[str]) -> Path:
         raise ArgumentError(
             f"Expected a folder that can be written. Received: {str(folder)!r} ({error.strerror})."
         ) from error
-    return folder
+    try:
+        yield folder
+    except BaseException:
+        if not there:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def _accuracy(model: Any, data: Any) -> float:
@@ -208,10 +222,15 @@ class _Notes:
         if self._console is not None:
             self._console.print(f"• {text}", highlight=False, markup=False, soft_wrap=True)
 
+    @property
+    def at_a_terminal(self) -> bool:
+        """Whether somebody watches, so that bars may move."""
+        return self._console is not None and bool(self._console.is_terminal)
+
     @contextmanager
     def training(self, epochs: int) -> Iterator[Any]:
         """A progress bar over epochs; yields the callback that moves it."""
-        if self._console is None or not self._console.is_terminal:
+        if not self.at_a_terminal:
             yield None
             return
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

@@ -10,6 +10,7 @@ from typing import Any
 from tfprune.errors import ArgumentError, ModelError
 from tfprune.untrusted import (
     custom_classes,
+    has_keras2_operations,
     holds_lambda,
     made_by_keras2,
     read_config,
@@ -72,8 +73,13 @@ def _with_keras2(file: Path, config: Any, first: Exception | None) -> Any:
     try:
         import tf_keras
     except ImportError as error:
-        hint = "If it was made by Keras 2 (tf_keras): pip install 'tfprune[keras2]'."
-        raise ModelError(f"{_explained(file, config, first or error)} {hint}") from error
+        if first is not None and not has_keras2_operations(config):
+            raise ModelError(_explained(file, config, first)) from first
+        raise ModelError(
+            f"Expected a file that Keras 3 can read. Received: {str(file)!r}, which is of Keras 2 "
+            "(tf_keras), and that is not installed. Install it with: pip install "
+            "'tfprune[keras2]'."
+        ) from error
     try:
         return tf_keras.models.load_model(file, compile=False)
     except Exception as error:
@@ -90,5 +96,5 @@ def _explained(file: Path, config: Any, error: Exception) -> str:
             "call tfprune.prune there; a subclassed model has to be written with keras.Input "
             "and keras.Model(inputs, outputs) first."
         )
-    first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-    return f"Expected a Keras model file that can be read. Received: {str(file)!r}: {first}"
+    first = (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(".")
+    return f"Expected a Keras model file that can be read. Received: {str(file)!r}: {first}."

@@ -47,6 +47,9 @@ def plan(
         round_to: kept widths are multiples of this: an int, or a preset such as ``"cpu_int8"``
             (``tfprune.allocation.PRESETS``). Groups narrower than one multiple are not rounded.
             One channel above a multiple costs a phone as much as a whole further multiple.
+            Attention heads count with their width, as kernels see all heads side by side: any
+            number of heads of width 64 will do, and heads of width 12 go in pairs if
+            ``round_to`` is 8.
         min_channels: fewest channels that a group keeps.
         max_pruning_ratio: largest fraction of any group that may go.
         ignore: names or patterns of groups, or of layers whose output channels all stay.

@@ -52,6 +52,31 @@ def test_uniform_ratio_rounds_up(model):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("heads", "width", "kept"),
+    # Of half the heads: any number of them is a multiple of 8 positions; pairs are; only 8 are.
+    [(12, 64, 6), (6, 8, 3), (12, 12, 6), (10, 12, 6), (16, 3, 8), (12, 3, 8), (7, 3, 3)],
+)
+def test_heads_count_with_their_width(heads, width, kept):
+    inputs = keras.Input((5, 16))
+    attention = keras.layers.MultiHeadAttention(heads, width, name="attention")
+    outputs = keras.layers.Dense(2)(keras.layers.Flatten()(attention(inputs, inputs)))
+    model = keras.Model(inputs, outputs)
+    assert tfprune.analyse(model)["attention:heads"].inner == width
+    small = tfprune.prune(model, {"attention:heads": 0.5}, round_to=8)
+    assert small.get_layer("attention").num_heads == kept
+    assert tfprune.verify(model, tfprune.plan(model, {"attention:heads": 0.5}), pruned=small)
+
+
+def test_heads_made_by_an_einsum():
+    inputs = keras.Input((5, 16))
+    x = keras.layers.EinsumDense("abc,cde->abde", output_shape=(5, 6, 4), name="project")(inputs)
+    x = keras.layers.EinsumDense("abde,def->abf", output_shape=(5, 7), name="merge")(x)
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(x)))
+    inner = {group.width: group.inner for group in tfprune.analyse(model) if group.prunable}
+    assert inner == {6: 4, 4: 1, 7: 1}
+
+
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_presets(model, name):
     assert multiple(name) == PRESETS[name]

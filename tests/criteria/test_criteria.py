@@ -146,12 +146,19 @@ def test_activations_by_hand():
     np.testing.assert_allclose(APoZ(x)(graph)["conv1"], (activation != 0).mean((0, 1, 2)), 1e-12)
 
 
-def test_random_is_fixed_by_seed_and_name():
+def test_random_is_fixed_by_seed_and_position():
     graph = tfprune.analyse(toys.chain())
     same = Random(1)(graph)["conv1"]
     np.testing.assert_array_equal(same, Random(1)(graph)["conv1"])
     assert not np.array_equal(same, Random(2)(graph)["conv1"])
     assert not np.array_equal(same[:8], Random(1)(graph)["conv0"])
+    renamed = keras.models.clone_model(
+        graph.model,
+        clone_function=lambda layer: type(layer).from_config(
+            {**layer.get_config(), "name": f"{layer.name}_9"}
+        ),
+    )
+    np.testing.assert_array_equal(same, Random(1)(tfprune.analyse(renamed))["conv1_9"])
 
 
 def test_scores_do_not_depend_on_the_order_of_channels():

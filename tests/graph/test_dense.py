@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import tf_keras
 
+from tfprune.cost import measure
 from tfprune.errors import ModelError
 from tfprune.graph import analyse
+from tfprune.graph.plan import PruningPlan
 
 from .oracle import assert_masked_equals_pruned, chain
 
@@ -132,3 +134,15 @@ def test_a_table_that_is_read_before_it_is_looked_up_makes_channels_all_the_same
     model = keras.Model(inputs, layers.Dense(3)(x))
     assert_masked_equals_pruned(model, {"a"})
     assert {member.path for member in analyse(model)["a"].producers} == {"a", "words"}
+
+
+def test_macs_of_a_dense_layer_behind_channels() -> None:
+    """Between the batch and its own inputs may stand an axis that shrinks."""
+    inputs = keras.Input((6, 3))
+    x = keras.layers.Dense(8, name="before")(inputs)
+    x = keras.layers.Dense(5, name="across")(keras.layers.Permute((2, 1))(x))
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Permute((2, 1))(x)))
+    plan = PruningPlan.of(analyse(model), {"before": [1, 2, 7]})
+    macs = {layer.path: layer.macs for layer in measure(model, plan).layers}
+    assert macs["across"] == 3 * 6 * 5
+    assert measure(plan.apply(model)).macs == measure(model, plan).macs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -51,6 +52,21 @@ def test_a_logger_set_up_meanwhile_lives_on(capfd) -> None:
         handler.emit(logging.makeLogRecord({"msg": "caught"}))
     handler.emit(logging.makeLogRecord({"msg": "after"}))
     assert capfd.readouterr() == ("", "after\n")
+
+
+def test_a_logger_with_a_stream_of_its_own(capfd) -> None:
+    """As TensorFlow's, in a notebook: it was set up long ago, with the notebook's own stream."""
+    stream = io.StringIO()
+    logger = logging.getLogger("tfprune.tests.quiet")
+    logger.addHandler(logging.StreamHandler(stream))
+    logger.propagate = False
+    before = logging.root.manager.disable
+    with captured_output():
+        logger.warning("caught")
+        logger.error("an error is still told")
+    logger.warning("after")
+    assert stream.getvalue() == "an error is still told\nafter\n"
+    assert logging.root.manager.disable == before
 
 
 def test_only_the_end_of_long_output_is_kept() -> None:

@@ -31,7 +31,8 @@ class Constraints:
 
     Attributes:
         round_to: kept widths are multiples of this (an int or a preset's name); groups narrower
-            than one multiple are not rounded.
+            than one multiple are not rounded. A channel with several inner positions, such as a
+            head, counts with all of them.
         min_channels: fewest channels that a group keeps.
         max_pruning_ratio: largest fraction of a group's channels that may go.
         ignore: names or patterns (``*``, ``?``) of groups, or of layers whose output channels
@@ -136,7 +137,9 @@ def chains(
             math.ceil(group.width * (1 - constraints.max_pruning_ratio) - 1e-9),
             1,
         )
-        widths = tuple(allowed_widths(group.width, min(least, group.width), step))
+        # Whole heads go: together with their inner positions they have to make a multiple.
+        coarse = step // math.gcd(step, group.inner)
+        widths = tuple(allowed_widths(group.width, min(least, group.width), coarse))
         result.append(Chain(group, widths, order, values[order]))
     return result
 

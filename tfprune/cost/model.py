@@ -146,8 +146,14 @@ class CostModel:
         return np.ones(len(self.graph.solution.frozen), bool)
 
     def mask(self, plan: PruningPlan | None) -> Mask:
-        """The mask of a plan's kept channels."""
-        return self.full_mask() if plan is None else self.graph.keep_mask(plan.kept)
+        """The mask of a plan's kept channels.
+
+        Raises:
+            PlanError: the plan is for another model.
+        """
+        if plan is None:
+            return self.full_mask()
+        return self.graph.keep_mask(plan.for_graph(self.graph).kept)
 
     def axes(self) -> list[NDArray[np.int64]]:
         """The channels of every distinct axis that something counts."""
@@ -270,8 +276,6 @@ def measure(model: Any, plan: PruningPlan | None = None, *, input_shape: Any = N
         PlanError: the plan is for another model.
     """
     graph = model if isinstance(model, ChannelGraph) else analyse(model, input_shape=input_shape)
-    if plan is not None:
-        plan.check(graph)
     costs = CostModel(graph)
     return costs.cost(costs.mask(plan))
 
@@ -300,7 +304,7 @@ def _parameter_terms(
             else:
                 factors.append(labels)
         terms.append(Term(path if site is None else site.path, coefficient, tuple(factors)))
-        trainable.append(_learned(variable))
+        trainable.append(bool(variable.trainable))
         dtype = variable.dtype if isinstance(variable.dtype, str) else variable.dtype.name
         itemsize.append(2 if dtype == "bfloat16" else np.dtype(dtype).itemsize)
 
@@ -309,7 +313,3 @@ def _parameter_terms(
             for variable in getattr(op, "weights", []):
                 add(variable, record.paths[key])
     return terms, np.array(trainable, np.float64), np.array(itemsize, np.float64)
-
-
-def _learned(variable: Any) -> bool:
-    return bool(variable.trainable)

@@ -70,7 +70,8 @@ def get(criterion: Any, data: Any = None) -> Criterion:
         if data is None:
             raise ArgumentError(
                 f"Expected data for criterion {criterion!r}, which looks at activations or "
-                f"gradients. Received: none. Pass data=(x_train, y_train) or a tf.data.Dataset."
+                f"gradients. Received: none. Pass data=(x_train, y_train) or a tf.data.Dataset; "
+                "on the command line, --data NAME."
             )
         return _WITH_DATA[criterion](data)
     received = (

@@ -93,7 +93,10 @@ def _statistic(
                 np.add.at(weight, channels, values.size / max(values.shape[axis], 1))
 
     used = 0
-    for x, _ in iterate(settings.data, batch_size=settings.batch_size, limit=settings.batches):
+    shape = getattr(graph.model, "input_shape", None)
+    for x, _ in iterate(
+        settings.data, batch_size=settings.batch_size, limit=settings.batches, input_shape=shape
+    ):
         evaluate(graph, flatten(x), observe=observe)
         used += 1
     mean = np.divide(total, weight, out=np.zeros(count), where=weight > 0)

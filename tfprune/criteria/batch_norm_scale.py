@@ -40,7 +40,7 @@ class BatchNormScale:
             return [m for m in group.followers if m.weight == "gamma" and m.scored]
 
         def score(member: Member) -> Vector:
-            return np.abs(np.asarray(member.variable, np.float64))
+            return np.abs(np.asarray(member.variable).astype(np.float64))
 
         scores = from_members(
             graph,

@@ -55,7 +55,7 @@ class FPGM:
 
 def _distances(member: Member, width: int) -> Vector:
     """For each channel of the group, the sum of distances to the member's other channels."""
-    weights = np.moveaxis(np.asarray(member.variable, np.float64), member.axis, 0)
+    weights = np.moveaxis(np.asarray(member.variable).astype(np.float64), member.axis, 0)
     rows = weights.reshape(len(weights), -1)[member.positions]
     order = np.argsort(member.channels, kind="stable")
     channels, counts = np.unique(member.channels, return_counts=True)

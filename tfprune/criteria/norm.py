@@ -49,7 +49,7 @@ class L1:
         """Scores of every prunable group."""
 
         def score(member: Member) -> Vector:
-            weights = np.asarray(member.variable, np.float64)
+            weights = np.asarray(member.variable).astype(np.float64)
             return np.asarray(np.abs(weights).sum(over_other_axes(weights, member.axis)))
 
         return from_members(
@@ -74,7 +74,7 @@ class L2:
         """Scores of every prunable group."""
 
         def score(member: Member) -> Vector:
-            weights = np.asarray(member.variable, np.float64)
+            weights = np.asarray(member.variable).astype(np.float64)
             return np.asarray((weights**2).sum(over_other_axes(weights, member.axis)))
 
         return from_members(

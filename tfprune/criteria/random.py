@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,7 @@ from tfprune.graph import ChannelGraph
 
 @dataclass(frozen=True)
 class Random:
-    """Uniform numbers in [0, 1); the same for the same seed and group name.
+    """Uniform numbers in [0, 1), the same for one seed and architecture, whatever the names.
 
     Args:
         seed: any integer.
@@ -24,9 +23,7 @@ class Random:
     def __call__(self, graph: ChannelGraph) -> Scores:
         """Scores of every prunable group."""
         values = {
-            group.name: np.random.default_rng(
-                [abs(self.seed), zlib.crc32(group.name.encode())]
-            ).random(group.width)
-            for group in graph.prunable
+            group.name: np.random.default_rng([abs(self.seed), position]).random(group.width)
+            for position, group in enumerate(graph.prunable)
         }
         return Scores(values, f"random (seed {self.seed})")

@@ -24,7 +24,9 @@ import numpy as np
 
 from tfprune.batches import iterate
 from tfprune.criteria.scores import Normalize, Scores, Vector, normalized, over_other_axes
+from tfprune.errors import ArgumentError
 from tfprune.graph import ChannelGraph, Member
+from tfprune.graph.trace import framework_module
 from tfprune.losses import resolve_loss
 
 
@@ -55,8 +57,16 @@ class Taylor:
         """Scores of every prunable group.
 
         Raises:
+            ArgumentError: the model runs on another backend than TensorFlow.
             DataError: no labels, or no examples.
         """
+        backend = framework_module(graph.framework).backend.backend()
+        if backend != "tensorflow":
+            raise ArgumentError(
+                "Expected a model on TensorFlow, whose gradients the Taylor criterion takes. "
+                f"Received: a model on the Keras backend {backend!r}. Set KERAS_BACKEND to "
+                "tensorflow, or use a criterion without gradients, such as 'l1'."
+            )
         readers: dict[str, list[Member]] = {
             group.name: [m for m in group.members if m.masked] for group in graph.prunable
         }
@@ -67,9 +77,13 @@ class Taylor:
         total = {group.name: np.zeros(group.width) for group in graph.prunable}
         count = 0
         gradients = _gradient_function(graph.model, self.loss, variables)
-        for x, y in iterate(self.data, batch_size=self.batch_size, limit=self.batches, labels=True):
+        shape = getattr(graph.model, "input_shape", None)
+        for x, y in iterate(
+            self.data, batch_size=self.batch_size, limit=self.batches, labels=True,
+            input_shape=shape,
+        ):  # fmt: skip
             products = [
-                np.asarray(gradient, np.float64) * np.asarray(variable, np.float64)
+                np.asarray(gradient, np.float64) * np.asarray(variable).astype(np.float64)
                 for gradient, variable in zip(gradients(x, y), variables, strict=True)
             ]
             for group in graph.prunable:

@@ -181,6 +181,11 @@ class RuleCall:
         """The product of sizes, ``None`` if one is free."""
         return None if any(size is None for size in sizes) else math.prod(sizes)  # type: ignore[arg-type]
 
+    def counted(self, index: int) -> list[Labels | int | None]:
+        """The axes of an input without the batch: labels, or sizes where they are not tracked."""
+        pairs = zip(self.inputs[index][1:], self.input_shapes[index][1:], strict=True)
+        return [size if known is None else known for known, size in pairs]
+
     # -- saying ----------------------------------------------------------------------------
 
     def fresh(self, count: int, name: str = "") -> Labels:
@@ -271,11 +276,11 @@ class RuleCall:
             site.roles[axis] = min(site.roles[axis], roles[axis], key=_precedence)
         site.masked |= zeroed
 
-    def macs(self, coefficient: float | None, *factors: AxisLabels | int) -> None:
+    def macs(self, coefficient: float | None, *factors: Labels | int | None) -> None:
         """Adds ``coefficient`` times the product of the factors to the op's MACs.
 
         MACs are multiply-accumulates of one example. A factor is an int, or labels whose kept
-        positions are counted. ``None`` as coefficient: unknown, as a size is free.
+        positions are counted. ``None``: unknown, as a size is free.
         """
         tracked = []
         if coefficient is not None:

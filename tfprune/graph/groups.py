@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -55,7 +56,8 @@ class ChannelGroup:
     """The channels that the same producers make; they can be removed one by one.
 
     Attributes:
-        name: unique in the model: the path of the first producer.
+        name: unique in the model: the path of the first producer, and what tells groups of one
+            producer apart, such as ``"attention:heads"``.
         width: number of channels.
         producers, followers, consumers: the axes of weights that make, accompany and read them.
         prunable: whether channels may be removed.
@@ -64,7 +66,8 @@ class ChannelGroup:
             statistics are taken across the channels (layer and group normalisation).
         inexact_reason: which normalisation, where.
         channel_ids: int array, shape ``(width,)``: the channels' numbers within the graph.
-        multiplicity: int array, shape ``(width,)``: positions of producing axes per channel.
+        inner: how many neighbouring positions a channel takes in the tensor that its producers
+            make, flattened: the width of a head for a group of attention heads, else 1.
     """
 
     name: str
@@ -77,7 +80,12 @@ class ChannelGroup:
     exact: bool
     inexact_reason: str
     channel_ids: Indices
-    multiplicity: Indices
+    inner: int
+
+    @property
+    def path(self) -> str:
+        """The path of the first producer."""
+        return self.producers[0].path
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -235,9 +243,6 @@ def analyse(model: Any, *, input_shape: Any = None) -> ChannelGraph:
         used[base] = used.get(base, 0) + 1
         name = base if used[base] == 1 else f"{base}#{used[base]}"
         frozen = bool(solution.frozen[channel_ids[0]])
-        multiplicity = np.zeros(len(channel_ids), np.int64)
-        for member in producers:
-            np.add.at(multiplicity, member.channels, 1)
         groups.append(
             ChannelGroup(
                 name=name,
@@ -252,7 +257,7 @@ def analyse(model: Any, *, input_shape: Any = None) -> ChannelGraph:
                 exact=number not in inexact,
                 inexact_reason=inexact.get(number, ""),
                 channel_ids=channel_ids,
-                multiplicity=multiplicity,
+                inner=math.gcd(*(_inner_size(record, member) for member in producers)),
             )
         )  # fmt: skip
     notes = tuple(
@@ -322,6 +327,15 @@ def _assign(
                 )
             )
     return result
+
+
+def _inner_size(record: Record, member: Member) -> int:
+    """Positions of the axes that the same weight makes behind the member's."""
+    roles = record.sites[id(member.variable)].roles
+    later = range(member.axis + 1, len(roles))
+    return math.prod(
+        int(member.variable.shape[axis]) for axis in later if roles[axis] == "produces"
+    )
 
 
 def _hash(number: int) -> np.uint64:

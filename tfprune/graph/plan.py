@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tfprune.errors import PlanError
-from tfprune.graph.groups import ChannelGraph
+from tfprune.graph.groups import ChannelGraph, ChannelGroup
 from tfprune.graph.structure import Structure
 from tfprune.writing import replacing, writable_target
 
@@ -58,18 +58,26 @@ class PruningPlan:
             for name, indices in kept.items()
             if not _everything(indices, graph[name].width)
         }
-        plan = cls(
+        return cls(
             kept=losing,
             widths={name: graph[name].width for name in losing},
             structure=graph.structure,
             notes=dict(notes or {}),
-        )
-        plan.check(graph)
-        return plan
+        ).for_graph(graph)
 
-    def check(self, graph: ChannelGraph) -> None:
-        """Raises :class:`PlanError` unless the plan fits the model behind ``graph``."""
-        if self.structure != graph.structure:
+    def for_graph(self, graph: ChannelGraph) -> PruningPlan:
+        """The plan in the names of the model behind ``graph``, checked to fit it.
+
+        Keras numbers unnamed layers anew whenever it builds a model, so that the same architecture
+        may have other names: groups are found by the position of their layers then.
+
+        Raises:
+            PlanError: the model has another structure (the message says where); a group that is
+                unknown, of another width or may not be pruned; indices that are out of range or
+                repeated; a layer that would lose all channels on an axis.
+        """
+        paths = self.structure.renaming(graph.structure)
+        if paths is None:
             raise PlanError(
                 f"Expected the model that the plan was made for (fingerprint "
                 f"{self.structure.fingerprint}). Received a model with fingerprint "
@@ -77,26 +85,17 @@ class PruningPlan:
                 f"{self.structure.difference(graph.structure)}. Make a new plan for this model, "
                 "or apply this one to a model of the same architecture."
             )
+        group_by_name = {
+            paths[group.path] + group.name.removeprefix(group.path): group for group in graph
+        }
+        kept: dict[str, tuple[int, ...]] = {}
         for name, indices in self.kept.items():
-            group = graph.by_name.get(name)
+            group = group_by_name.get(name)
             if group is None:
                 raise _unknown_group(name)
-            if not group.prunable:
-                raise PlanError(
-                    f"Expected groups that can be pruned. Received: {name!r}, which cannot: "
-                    f"{group.reason}."
-                )
-            distinct = set(indices)
-            if (
-                not indices
-                or len(distinct) < len(indices)
-                or not all(0 <= i < group.width for i in indices)
-            ):
-                raise PlanError(
-                    f"Expected between 1 and {group.width} different indices from 0 to "
-                    f"{group.width - 1} for group {name!r}. Received: {_short(indices)}."
-                )
-        keep = graph.keep(self.kept)
+            _check_group(name, group, self.widths[name], indices)
+            kept[group.name] = indices
+        keep = graph.keep(kept)
         for site in graph.record.sites.values():
             for labels in site.labels:
                 if labels is not None and len(labels) and not keep(labels).any():
@@ -104,6 +103,8 @@ class PruningPlan:
                         f"Expected every layer to keep at least one channel. Received a plan that "
                         f"leaves {site.path!r} without any on an axis of its {site.name}."
                     )
+        widths = {name: graph[name].width for name in kept}
+        return PruningPlan(kept, widths, graph.structure, self.notes)
 
     def apply(self, model: Any) -> Any:
         """The smaller model; ``model`` is left as it is. See :func:`tfprune.surgery.apply`."""
@@ -127,7 +128,7 @@ class PruningPlan:
                 name: {"width": self.widths[name], "kept": list(indices)}
                 for name, indices in self.kept.items()
             },
-            "model": self.structure.layers,
+            "model": dict(self.structure.layers),
         }
         with replacing(writable_target(path)) as temporary:
             temporary.write_text(_dump(document), encoding="utf-8")
@@ -200,6 +201,24 @@ def _index(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"expected an integer, found {value!r}")
     return value
+
+
+def _check_group(name: str, group: ChannelGroup, width: int, indices: tuple[int, ...]) -> None:
+    if not group.prunable:
+        raise PlanError(
+            f"Expected groups that can be pruned. Received: {name!r}, which cannot: {group.reason}."
+        )
+    if width != group.width:
+        raise PlanError(
+            f"Expected group {name!r} to have {group.width} channels. Received a plan for {width}. "
+            "Make the plan again."
+        )
+    in_range = all(0 <= i < group.width for i in indices)
+    if not indices or len(set(indices)) < len(indices) or not in_range:
+        raise PlanError(
+            f"Expected between 1 and {group.width} different indices from 0 to "
+            f"{group.width - 1} for group {name!r}. Received: {_short(indices)}."
+        )
 
 
 def _everything(indices: Any, width: int) -> bool:

@@ -7,6 +7,7 @@ nor an environment variable reaches it.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import tempfile
@@ -21,8 +22,9 @@ _KEPT_BYTES = 1 << 20
 def captured_output() -> Iterator[Callable[[], str]]:
     """Sends what is written to file descriptors 1 and 2 to a temporary file, and restores both.
 
-    ``sys.stdout`` and ``sys.stderr`` go there too, as in a notebook they are others, and Python
-    warnings are held back. The whole process is concerned, so keep the block short and leave
+    ``sys.stdout`` and ``sys.stderr`` go there too, as in a notebook they are others. Python
+    warnings are held back, and so are log records below errors: a logger may write to a stream of
+    its own. The whole process is concerned, so keep the block short and leave
     threads that print out of it.
 
     Yields:
@@ -36,6 +38,7 @@ def captured_output() -> Iterator[Callable[[], str]]:
         _diverted("stdout", stream),
         _diverted("stderr", stream),
         warnings.catch_warnings(),
+        _no_logs_below_errors(),
     ):
         warnings.simplefilter("ignore")
 
@@ -58,6 +61,16 @@ def captured_output() -> Iterator[Callable[[], str]]:
             for descriptor, copy in saved:
                 os.dup2(copy, descriptor)
                 os.close(copy)
+
+
+@contextlib.contextmanager
+def _no_logs_below_errors() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 class _Stream:

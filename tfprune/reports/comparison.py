@@ -11,7 +11,7 @@ import numpy as np
 from tfprune.batches import iterate
 from tfprune.cost import measure
 from tfprune.errors import ArgumentError, DataError
-from tfprune.reports.text import count, mega, milliseconds, percent, size, table
+from tfprune.reports.text import count, mega, milliseconds, percent, size, table, terminal_width
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,10 @@ class Comparison:
         """The table as Markdown."""
         return self._text(markdown=True)
 
+    def _repr_markdown_(self) -> str:
+        """What notebooks show."""
+        return self.to_markdown()
+
     def __str__(self) -> str:
         return self._text(markdown=False)
 
@@ -81,11 +85,21 @@ class Comparison:
         head = ("model", "accuracy", "MACs", "of dense", "parameters", "file", "CPU", "speed-up",
                 "GPU delegate")  # fmt: skip
         body = table(head, rows, right=head[1:-1], markdown=markdown)
+        if not markdown and _width(body) > terminal_width():
+            # One column for each model is narrower, unless there are many.
+            names = [row[0] for row in rows]
+            figures = list(zip(*rows, strict=True))[1:]
+            turned = [(what, *values) for what, values in zip(head[1:], figures, strict=True)]
+            body = min(body, table(("", *names), turned, right=names), key=_width)
         tail = f"CPU: median of one thread on {self.processor}; a phone's kernels differ."
         if self.examples:
             one = percent(1 / self.examples, 2)
             tail += f" Accuracy: top-1 on {self.examples:,} examples; one of them is {one}."
         return f"{body}\n\n{tail}"
+
+
+def _width(text: str) -> int:
+    return max(map(len, text.splitlines()))
 
 
 def _ratio(value: float | None, of: float | None, unit: str = "%") -> str:
@@ -122,6 +136,7 @@ def compare(
         DataError: the data are empty or lack labels.
     """
     from tfprune.litert import Predictor, benchmark_many, to_litert
+    from tfprune.litert.progress import progress
 
     if not models:
         raise ArgumentError("Expected at least one model to compare. Received: none.")
@@ -135,8 +150,10 @@ def compare(
     accuracies: dict[str, float | None] = dict.fromkeys(models)
     examples = 0
     if data is not None:
-        for name, file in files.items():
-            accuracies[name], examples = _accuracy(Predictor(file), data)
+        with progress(verbose, total=len(files)) as step:
+            for name, file in files.items():
+                step(f"accuracy of {name}")
+                accuracies[name], examples = _accuracy(Predictor(file), data)
     rows = []
     for name, timing in timings.items():
         model = keras_models[name]

@@ -78,6 +78,7 @@ def training_figure(histories: Mapping[str, Sequence[float]], label: str = "accu
         axes.plot(
             range(1, len(values) + 1), values, color=_COLOURS[number % len(_COLOURS)], label=name
         )
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)
     axes.legend(frameon=False)
@@ -109,10 +110,16 @@ def _bars(axes: Any, names: Sequence[str], values: Sequence[float | None]) -> No
     bars = axes.bar(
         range(len(names)), heights, color=[_COLOURS[i % len(_COLOURS)] for i in range(len(names))]
     )
-    axes.bar_label(bars, [("–" if v is None else f"{v:.3g}") for v in values], fontsize=8)
+    axes.bar_label(bars, [_label(value) for value in values], fontsize=8)
     axes.set_xticks(range(len(names)), names, fontsize=8, rotation=20, ha="right")
     axes.margins(y=0.15)
     _plain(axes)
+
+
+def _label(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _plain(axes: Any) -> None:

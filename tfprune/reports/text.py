@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import shutil
+import textwrap
 from collections.abc import Sequence
 from typing import Any
+
+_GAP = "  "
+_FLOORS = (28, 16)
+"""How far columns are squeezed at first, and then; what is still too wide stays so."""
 
 
 def table(
@@ -17,7 +21,10 @@ def table(
     markdown: bool = False,
     width: int | None = None,
 ) -> str:
-    """A table as text, fitted to the terminal.
+    """A table as text, fitted to the terminal. No column is ever left out.
+
+    Where space is short, first the columns of ``cut`` are cut off with an ellipsis, then the other
+    texts are folded; numbers and the first column stay whole.
 
     Args:
         columns: headings.
@@ -27,33 +34,65 @@ def table(
         markdown: as a Markdown table, never folded.
         width: of the text, in characters; by default the terminal's.
     """
+    cells = [[" ".join(str(cell).split()) for cell in row] for row in rows]
     if markdown:
         rule = ["---:" if column in right else "---" for column in columns]
-        lines = [columns, rule, *([str(cell).replace("|", "\\|") for cell in row] for row in rows)]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+        escaped = ([cell.replace("|", "\\|") for cell in row] for row in cells)
+        whole = [list(columns), rule, *escaped]
+        return "\n".join("| " + " | ".join(line) + " |" for line in whole)
+    widths = [max(map(len, (name, *column))) for name, column in _by_column(columns, cells)]
+    soft = [n for n, name in enumerate(columns) if n and name not in right and name not in cut]
+    for floor in _FLOORS:
+        for number in [*(n for n, name in enumerate(columns) if name in cut), *soft]:
+            excess = max(_total(widths) - (width or terminal_width()), 0)
+            least = min(widths[number], max(floor, len(columns[number])))
+            widths[number] = max(least, widths[number] - excess)
+    lines = _line(columns, widths, columns, right, cut)
+    lines.append("─" * _total(widths))
+    for row in cells:
+        lines += _line(row, widths, columns, right, cut)
+    return "\n".join(lines)
 
-    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for number, column in enumerate(columns):
-        widest = max([len(column), *(len(str(row[number])) for row in rows)])
-        whole = column in right or number == 0
-        drawn.add_column(
-            column,
-            justify="right" if column in right else "left",
-            no_wrap=whole or column in cut,
-            overflow="ellipsis" if column in cut else "fold",
-            min_width=widest if whole else min(widest, 20),
-            max_width=36 if column in cut else None,
+
+def terminal_width() -> int:
+    """Of standard output, in characters; 120 where that is no terminal, and 80 at least."""
+    return max(shutil.get_terminal_size((120, 24)).columns, 80)
+
+
+def _by_column(
+    columns: Sequence[str], cells: Sequence[Sequence[str]]
+) -> list[tuple[str, list[str]]]:
+    return [(name, [row[number] for row in cells]) for number, name in enumerate(columns)]
+
+
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + len(_GAP) * (len(widths) - 1)
+
+
+def _line(
+    row: Sequence[str],
+    widths: Sequence[int],
+    columns: Sequence[str],
+    right: Sequence[str],
+    cut: Sequence[str],
+) -> list[str]:
+    """One row, as several lines where a cell has to be folded."""
+    folded = []
+    for cell, name, width in zip(row, columns, widths, strict=True):
+        if name in cut and len(cell) > width:
+            folded.append([cell[: width - 1] + "…"])
+        else:
+            folded.append(textwrap.wrap(cell, width) or [""])
+    lines = []
+    for number in range(max(map(len, folded))):
+        parts = [part[number] if number < len(part) else "" for part in folded]
+        lines.append(
+            _GAP.join(
+                part.rjust(width) if name in right else part.ljust(width)
+                for part, name, width in zip(parts, columns, widths, strict=True)
+            ).rstrip()
         )
-    for row in rows:
-        drawn.add_row(*[str(cell).replace("[", "\\[") for cell in row])
-    columns_wide = width or max(shutil.get_terminal_size((120, 24)).columns, 80)
-    out = io.StringIO()
-    console = Console(file=out, width=columns_wide, color_system=None, highlight=False)
-    console.print(drawn)
-    return "\n".join(line.rstrip() for line in out.getvalue().rstrip("\n").splitlines())
+    return lines
 
 
 def count(value: float | None) -> str:

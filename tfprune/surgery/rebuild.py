@@ -47,8 +47,7 @@ def apply(model: Any, plan: PruningPlan) -> Any:
         ModelError: a layer cannot be made from its configuration.
     """
     graph = analyse(model)
-    plan.check(graph)
-    return Rebuilder(graph, plan.kept).model()
+    return Rebuilder(graph, plan.for_graph(graph).kept).model()
 
 
 class Rebuilder:

@@ -103,7 +103,7 @@ def verify(
         ModelError: the model has weights that are not finite.
     """
     graph = analyse(model)
-    plan.check(graph)
+    plan = plan.for_graph(graph)
     check_finite(model)
     small = apply(model, plan) if pruned is None else pruned
     batch = _batch(graph, inputs, seed)

@@ -226,7 +226,145 @@ def _sequential(draw: Any, x: Any, maps: list[Any]) -> Any:
     return inner(x)
 
 
+def _transposed(draw: Any, x: Any, maps: list[Any]) -> Any:
+    """Up by a transposed convolution or repetition, down again by pooling or a stride."""
+    import keras
+
+    if draw(st.booleans()):
+        y = keras.layers.Conv2DTranspose(draw(WIDTHS), 3, strides=2, padding="same")(x)
+    else:
+        y = keras.layers.UpSampling2D(interpolation=draw(st.sampled_from(["nearest", "bilinear"])))(
+            x
+        )
+    if draw(st.booleans()):
+        return keras.layers.MaxPooling2D(2)(y)
+    return y[:, ::2, 1::2]
+
+
+def _padded(draw: Any, x: Any, maps: list[Any]) -> Any:
+    """Space grows and shrinks."""
+    import keras
+
+    y = keras.layers.ZeroPadding2D(((1, 0), (0, 2)))(x)
+    if draw(st.booleans()):
+        return keras.layers.Cropping2D(((0, 1), (2, 0)))(y)
+    return keras.layers.AveragePooling2D((2, 3), strides=1)(y)
+
+
+def _group_norm(draw: Any, x: Any, maps: list[Any]) -> Any:
+    import keras
+
+    return keras.layers.GroupNormalization(draw(st.sampled_from([1, 2, 3, 6])))(_conv(draw, x, 6))
+
+
+def _attended(draw: Any, x: Any, maps: list[Any]) -> Any:
+    """Pixels of a smaller map attend to each other, or to those of another map."""
+    import keras
+
+    def sequence(y: Any) -> Any:
+        return keras.layers.Reshape((16, y.shape[-1]))(keras.layers.MaxPooling2D(2)(y))
+
+    other = maps[draw(st.integers(0, len(maps) - 1))]
+    y = keras.layers.MultiHeadAttention(
+        draw(st.integers(1, 3)), draw(st.integers(1, 4)), value_dim=draw(st.integers(1, 4))
+    )(sequence(x), sequence(other))
+    return keras.layers.UpSampling2D()(keras.layers.Reshape((4, 4, y.shape[-1]))(y))
+
+
+def _recurrent(draw: Any, x: Any, maps: list[Any]) -> Any:
+    """Rows of pixels as a sequence."""
+    import keras
+
+    kind = draw(st.sampled_from([keras.layers.LSTM, keras.layers.GRU, keras.layers.SimpleRNN]))
+    layer = kind(draw(st.integers(2, 5)), return_sequences=True)
+    if draw(st.booleans()):
+        layer = keras.layers.Bidirectional(
+            layer, merge_mode=draw(st.sampled_from(["concat", "sum", "mul"]))
+        )
+    y = layer(keras.ops.reshape(x, (-1, 64, x.shape[-1])))
+    return keras.layers.Reshape((8, 8, y.shape[-1]))(y)
+
+
+def _arithmetic(draw: Any, x: Any, maps: list[Any]) -> Any:
+    """Three operands, the same one twice, constants per channel or for all."""
+    import keras
+    import numpy as np
+
+    width = x.shape[-1]
+    kind = draw(st.sampled_from(["three", "twice", "scale", "constant", "difference"]))
+    if kind == "three":
+        return keras.layers.Maximum()([x, _conv(draw, x, width), _conv(draw, x, width)])
+    if kind == "twice":
+        return x + x
+    if kind == "scale":
+        return 0.5 * x - 1.0
+    if kind == "constant":
+        return x * np.linspace(-1, 1, width).astype("float32")
+    return keras.ops.square(x - _conv(draw, x, width))
+
+
+def _dense(draw: Any, x: Any, maps: list[Any]) -> Any:
+    """A dense layer on the channels, or on the columns with channels behind."""
+    import keras
+
+    if draw(st.booleans()):
+        return keras.layers.Dense(draw(WIDTHS), activation="tanh")(x)
+    y = keras.layers.Permute((1, 3, 2))(x)
+    return keras.layers.Permute((1, 3, 2))(keras.layers.Dense(8)(y))
+
+
+def _channels_first(draw: Any, x: Any, maps: list[Any]) -> Any:
+    """An island with the channels in front."""
+    import keras
+
+    y = keras.layers.Permute((3, 1, 2))(x)
+    y = keras.layers.BatchNormalization(axis=1)(y)
+    y = keras.layers.PReLU(shared_axes=[2, 3])(y)
+    if draw(st.booleans()):
+        y = keras.ops.concatenate([y, keras.ops.flip(y, axis=1)], axis=1)
+    return keras.ops.transpose(y, (0, 2, 3, 1))
+
+
+def _statistics(draw: Any, x: Any, maps: list[Any]) -> Any:
+    """Statistics over the channels as a gate."""
+    import keras
+
+    reduce = draw(st.sampled_from([keras.ops.mean, keras.ops.max, keras.ops.std]))
+    gate = keras.layers.Conv2D(1, 3, padding="same")(reduce(x, axis=-1, keepdims=True))
+    return x * keras.ops.sigmoid(gate)
+
+
+def _deeply_nested(draw: Any, x: Any, maps: list[Any]) -> Any:
+    """A model in a model, called on two tensors."""
+    import keras
+
+    shape = x.shape[1:]
+    innermost_input = keras.Input(shape)
+    innermost = keras.Model(innermost_input, _conv(draw, _conv(draw, innermost_input), shape[-1]))
+    first, second = keras.Input(shape), keras.Input(shape)
+    middle = keras.Model(
+        [first, second],
+        {"sum": innermost(first) + second, "rest": _conv(draw, innermost(second))},
+    )
+    outputs = middle([x, _conv(draw, x, shape[-1])])
+    if draw(st.booleans()):
+        more = middle([outputs["sum"], x])
+        return keras.layers.Concatenate()([outputs["rest"], more["sum"], more["rest"]])
+    return keras.layers.Concatenate()([outputs["sum"], outputs["rest"]])
+
+
+def _over_time(draw: Any, x: Any, maps: list[Any]) -> Any:
+    """Rows as time steps of a wrapped layer."""
+    import keras
+
+    return keras.layers.TimeDistributed(
+        keras.layers.Conv1D(draw(WIDTHS), 3, padding="same", activation="relu")
+    )(x)
+
+
 STEPS = (
     _plain, _norm, _depthwise, _separable, _grouped, _residual, _join, _split, _slice, _pad,
-    _reshaped, _shuffle, _squeeze_excite, _shared, _nested, _sequential,
+    _reshaped, _shuffle, _squeeze_excite, _shared, _nested, _sequential, _transposed, _padded,
+    _group_norm, _attended, _recurrent, _arithmetic, _dense, _channels_first, _statistics,
+    _deeply_nested, _over_time,
 )  # fmt: skip

@@ -41,8 +41,7 @@ def dense(call: RuleCall) -> TensorLabels:
     call.weight(kernel, "kernel", consumes={0: labels[-1]}, produces={1: outputs})
     call.weight(op.bias, "bias", produces={0: outputs}, scored=False)
     call.size("units", outputs)
-    positions = call.product(call.input_shapes[0][1:-1])
-    call.macs(positions, labels[-1] if labels[-1] is not None else int(kernel.shape[0]), outputs)
+    call.macs(1, *call.counted(0), outputs)
     return through_activation(call, op.activation, (*labels[:-1], outputs))
 
 
@@ -142,8 +141,5 @@ def reversible_embedding(call: RuleCall) -> TensorLabels:
     name = "embeddings" if op.tie_weights else "reverse_embeddings"
     call.weight(table, name, consumes={axis: labels[-1]})
     call.size("output_dim", labels[-1])
-    call.macs(
-        call.product([*call.input_shapes[0][1:-1], int(op.input_dim)]),
-        labels[-1] if labels[-1] is not None else int(op.output_dim),
-    )
+    call.macs(int(op.input_dim), *call.counted(0))
     return (*labels[:-1], None)

@@ -60,11 +60,11 @@ def _across(call: RuleCall, parameters: tuple[str, ...], formula: Any, why: str)
             if weight is None:
                 values.append(None)
                 continue
-            full = np.asarray(weight, np.float64)[np.ix_(*[kept[a] for a in axes])]
+            full = np.asarray(weight).astype(np.float64)[np.ix_(*[kept[a] for a in axes])]
             values.append(full.reshape([len(kept[a]) if a in axes else 1 for a in range(x.ndim)]))
         result = np.zeros_like(x)
         result[np.ix_(*kept)] = formula(x[np.ix_(*kept)], tuple(axes), *values)
-        return result.astype(np.float32)
+        return result.astype(str(call.op.compute_dtype))
 
     for axis in tracked:
         call.inexact(labels[axis], why, masked)
@@ -140,12 +140,12 @@ def group_normalization(call: RuleCall) -> TensorLabels:
         y = (y - y.mean(over, keepdims=True)) / np.sqrt(y.var(over, keepdims=True) + epsilon)
         y = y.reshape(*x.shape[:-1], -1)
         if op.gamma is not None:
-            y = y * np.asarray(op.gamma, np.float64)[kept]
+            y = y * np.asarray(op.gamma).astype(np.float64)[kept]
         if op.beta is not None:
-            y = y + np.asarray(op.beta, np.float64)[kept]
+            y = y + np.asarray(op.beta).astype(np.float64)[kept]
         result = np.zeros_like(x)
         result[..., kept] = y
-        return np.moveaxis(result, -1, axis).astype(np.float32)
+        return np.moveaxis(result, -1, axis).astype(str(op.compute_dtype))
 
     call.inexact(channels, "group normalisation", masked)
     return labels

@@ -1,14 +1,22 @@
-"""Pooling and reductions: spatial ones let labels pass, those over channels freeze them."""
+"""Pooling and reductions: spatial ones let labels pass.
+
+Statistics across channels (mean, largest, deviation) are taken without removed ones, as in layer
+normalisation; such groups are marked inexact. Other reductions across channels freeze them: a sum
+or a norm grows with their number, a position has no meaning without the others.
+"""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Set
 from typing import Any
 
 import numpy as np
 
 from tfprune.graph.context import RuleCall
-from tfprune.graph.labels import TensorLabels
+from tfprune.graph.labels import Keep, TensorLabels
 from tfprune.graph.rules.registry import layer_rule, op_rule
+from tfprune.graph.trace import Call, Ref, map_leaves, symbol_of
 
 
 @layer_rule(
@@ -64,6 +72,28 @@ def _reduced_axes(call: RuleCall) -> set[int] | None:
         return None
 
 
+_STATISTICS = frozenset(
+    ["Mean", "Max", "Min", "Amax", "Amin", "Std", "Var", "reduce_mean", "reduce_max", "reduce_min",
+     "reduce_std", "reduce_variance"]
+)  # fmt: skip
+
+
+def _without_removed(
+    call: Call, labels: TensorLabels, axes: Set[int], keep: Keep, tensor: Any
+) -> Any:
+    """The reduction of what is kept along the reduced axes."""
+    value = np.asarray(tensor)
+    for axis in axes:
+        known = labels[axis]
+        if known is not None:
+            value = np.compress(keep(known), value, axis=axis)
+
+    def fill(leaf: Any) -> Any:
+        return value if isinstance(leaf, Ref) else leaf
+
+    return call.op(*map_leaves(fill, call.args), **map_leaves(fill, call.kwargs))
+
+
 @op_rule(
     "Mean", "Sum", "Max", "Min", "Amax", "Amin", "Prod", "Std", "Var", "Any", "All", "Median",
     "Logsumexp", "CountNonzero", "Argmax", "Argmin", "Nanmean", "Nansum", "Nanmax", "Nanmin",
@@ -74,14 +104,20 @@ def _reduced_axes(call: RuleCall) -> set[int] | None:
              "math.argmax", "argmax", "norm"),
 )  # fmt: skip
 def reduction(call: RuleCall) -> list[TensorLabels]:
-    """Reduced axes freeze; the others pass."""
+    """Reduced axes freeze, but for those of statistics; the others pass."""
     labels, axes = call.inputs[0], _reduced_axes(call)
     for weights in call.inputs[1:]:
         call.freeze(weights, "weights of an average")
     if axes is None:
         axes = set(range(len(labels)))
-    for axis in axes:
-        call.freeze(labels[axis], f"{type(call.op).__name__} reduces over the channels")
+    name = str(symbol_of(call.op) or type(call.op).__name__).rpartition(".")[2]
+    if name in _STATISTICS and len(call.inputs) == 1:
+        masked = functools.partial(_without_removed, call.call, labels, axes)
+        for axis in axes:
+            call.inexact(labels[axis], f"{name} over the channels", masked)
+    else:
+        for axis in axes:
+            call.freeze(labels[axis], f"{type(call.op).__name__} reduces over the channels")
     rank = len(call.output_shapes[0])
     if rank == len(labels):
         result = tuple(None if i in axes else known for i, known in enumerate(labels))
