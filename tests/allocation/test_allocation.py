@@ -227,12 +227,19 @@ def test_wrong_arguments(model, options, message):
         tfprune.plan(model, **options)
 
 
-def test_scores_that_do_not_fit(model):
-    with pytest.raises(tfprune.TfpruneError, match="16 finite scores"):
-        tfprune.plan(
-            model,
-            0.5,
-            criterion=lambda graph: Scores(
-                {g.name: np.full(g.width, np.nan) for g in graph.prunable}, "broken"
-            ),
-        )
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda values: np.full(len(values), np.nan), "16 finite scores"),
+        (lambda values: values[:-1], r"shape \(15,\)"),
+        (lambda values: None, "none for 'conv0'"),
+    ],
+)
+def test_scores_that_do_not_fit(model, spoil, message):
+    def criterion(graph):
+        values = {g.name: np.ones(g.width) for g in graph.prunable}
+        values["conv0"] = spoil(values["conv0"])
+        return Scores({k: v for k, v in values.items() if v is not None}, "broken")
+
+    with pytest.raises(tfprune.TfpruneError, match=message):
+        tfprune.plan(model, 0.5, criterion=criterion)

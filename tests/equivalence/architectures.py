@@ -321,4 +321,3 @@ def tabular() -> Any:
     deep = layers.Dropout(0.1)(layers.Dense(16, activation="relu")(x))
     crossed = layers.Add()([layers.Dense(11)(x), layers.Dense(11, activation="relu")(deep)])
     return keras.Model(inputs, layers.Dense(1, activation="sigmoid")(crossed))
-

@@ -118,17 +118,13 @@ def chains(
     """
     check_patterns(graph, constraints.ignore, "ignore")
     step = multiple(constraints.round_to)
+    _check_scores(graph, scores)
     protected = protected_channels(graph, scores, costs)
     result = []
     for group in graph.prunable:
         if any(matches(group, pattern) for pattern in constraints.ignore):
             continue
-        values = np.asarray(scores[group.name], np.float64)
-        if values.shape != (group.width,) or not np.isfinite(values).all():
-            raise ArgumentError(
-                f"Expected {group.width} finite scores for group {group.name!r}. Received: shape "
-                f"{values.shape}, {int((~np.isfinite(values)).sum())} of them not finite."
-            )
+        values = scores[group.name]
         ranking = np.where(protected[group.channel_ids], np.inf, values)
         order = np.argsort(-ranking, kind="stable")
         least = max(
@@ -144,6 +140,21 @@ def chains(
     return result
 
 
+def _check_scores(graph: ChannelGraph, scores: Scores) -> None:
+    """Raises :class:`ArgumentError` unless every prunable group has a finite score per channel."""
+    for group in graph.prunable:
+        if group.name not in scores.values:
+            raise ArgumentError(
+                f"Expected scores for every prunable group. Received: none for {group.name!r}."
+            )
+        values = np.asarray(scores[group.name])
+        if values.shape != (group.width,) or not np.isfinite(values).all():
+            raise ArgumentError(
+                f"Expected {group.width} finite scores for group {group.name!r}. Received: shape "
+                f"{values.shape}, {int((~np.isfinite(values)).sum())} of them not finite."
+            )
+
+
 def protected_channels(graph: ChannelGraph, scores: Scores, costs: CostModel) -> NDArray[np.bool_]:
     """Channels that must stay so that no axis of any tensor or weight becomes empty.
 
@@ -152,12 +163,10 @@ def protected_channels(graph: ChannelGraph, scores: Scores, costs: CostModel) ->
     """
     protected = np.zeros(len(graph.solution.frozen), bool)
     worth = np.zeros(len(protected))
-    width = np.zeros(len(protected), np.int64)
     free = np.zeros(len(protected), bool)
     for group in graph.prunable:
         values = scores[group.name]
         worth[group.channel_ids] = values / (np.abs(values).mean() or 1.0)
-        width[group.channel_ids] = group.width
         free[group.channel_ids] = True
     for axis in sorted(costs.axes(), key=len):
         if not free[axis].all():
