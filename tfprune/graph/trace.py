@@ -126,6 +126,50 @@ def all_layers(model: Any) -> list[Any]:
     return list(model._flatten_layers(include_self=False))
 
 
+@dataclass(frozen=True)
+class AttentionParts:
+    """The projections inside an attention layer with heads, and the axes that it attends over."""
+
+    query: Any
+    key: Any
+    value: Any
+    output: Any
+    gate: Any
+    axes: tuple[int, ...]
+
+
+def attention_parts(layer: Any) -> AttentionParts:
+    """What a built multi-head or grouped-query attention layer of either framework contains."""
+    return AttentionParts(
+        query=layer._query_dense,
+        key=layer._key_dense,
+        value=layer._value_dense,
+        output=layer._output_dense,
+        gate=getattr(layer, "_gate_dense", None),
+        axes=tuple(getattr(layer, "_attention_axes", None) or ()),
+    )
+
+
+def lambda_output_shape(layer: Any) -> Any:
+    """The output shape that a Lambda layer was given, or ``None``."""
+    return layer._output_shape
+
+
+def constants_of(layer: Any) -> int:
+    """How many constants a recurrent layer was called with."""
+    return int(getattr(layer, "_num_constants", 0) or 0)
+
+
+def node_counts(model: Any) -> list[int]:
+    """For each layer, how often it was called on symbolic tensors."""
+    return [len(getattr(layer, "_inbound_nodes", ())) for layer in model.layers]
+
+
+def is_compiled(model: Any) -> bool:
+    """Whether ``compile`` was called (tf_keras keeps that to itself)."""
+    return bool(getattr(model, "compiled", getattr(model, "_is_compiled", False)))
+
+
 def framework_module(framework: str) -> Any:
     """The imported framework: ``keras`` or ``tf_keras`` (already imported: it made the model)."""
     return sys.modules[framework]

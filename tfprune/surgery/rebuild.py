@@ -22,6 +22,7 @@ from tfprune.graph.trace import (
     Ref,
     Trace,
     framework_module,
+    is_compiled,
     is_model,
     is_sequential,
     map_leaves,
@@ -210,7 +211,7 @@ def _copy_trainable(source: Any, target: Any) -> None:
 
 
 def _copy_compilation(source: Any, target: Any) -> None:
-    if not getattr(source, "compiled", getattr(source, "_is_compiled", False)):
+    if not is_compiled(source):
         return
     try:
         config = source.get_compile_config()

@@ -10,6 +10,7 @@ from tfprune.cost import measure
 from tfprune.criteria.scores import Criterion
 from tfprune.graph import analyse
 from tfprune.graph.plan import PruningPlan
+from tfprune.graph.trace import node_counts
 from tfprune.surgery import apply, verify
 from tfprune.testing.models import random_plan
 
@@ -74,7 +75,7 @@ def check_surgery(
     """
     before = [np.asarray(weight).copy() for weight in model.weights]
     names = [layer.name for layer in model.layers]
-    nodes = _node_counts(model)
+    nodes = node_counts(model)
     plan = random_plan(model, ratio=ratio, seed=seed)
     small = apply(model, plan)
     found = verify(model, plan, pruned=small, inputs=inputs, tolerance=tolerance, seed=seed)
@@ -87,14 +88,10 @@ def check_surgery(
             f"Received: {getattr(foretold, field)}.",
         )
     _require([layer.name for layer in small.layers] == names, "Expected the same layer names.")
-    _require(_node_counts(model) == nodes, "Expected the source's graph to be left as it was.")
+    _require(node_counts(model) == nodes, "Expected the source's graph to be left as it was.")
     for old, weight in zip(before, model.weights, strict=True):
         _require(
             bool(np.array_equal(old, np.asarray(weight))),
             f"Expected the source's weights to be left as they were: {weight.name}.",
         )
     return plan
-
-
-def _node_counts(model: Any) -> list[int]:
-    return [len(getattr(layer, "_inbound_nodes", ())) for layer in model.layers]

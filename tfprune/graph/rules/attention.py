@@ -18,7 +18,7 @@ from tfprune.graph.context import RuleCall, refs_in
 from tfprune.graph.labels import AxisLabels, Keep, Labels, TensorLabels
 from tfprune.graph.rules.dense import plain
 from tfprune.graph.rules.registry import layer_rule
-from tfprune.graph.trace import Ref
+from tfprune.graph.trace import Ref, attention_parts
 
 
 @dataclass(frozen=True)
@@ -133,26 +133,26 @@ def _count(
 @layer_rule("MultiHeadAttention")
 def multi_head_attention(call: RuleCall) -> list[TensorLabels]:
     """Heads, key width, value width and outputs can go, each by itself."""
-    op = call.op
+    parts = attention_parts(call.op)
     operands = query, value, key = _operands(call)
-    kernel, output_kernel = op._query_dense.kernel, op._output_dense.kernel
+    kernel, output_kernel = parts.query.kernel, parts.output.kernel
     heads = call.fresh(int(kernel.shape[1]), "heads")
     key_width = call.fresh(int(kernel.shape[2]), "key width")
     value_width = call.fresh(int(output_kernel.shape[1]), "value width")
     outputs = [call.fresh(int(size), "output") for size in output_kernel.shape[2:]]
-    gate = getattr(op, "_gate_dense", None)
-    _project(call, op._query_dense, "query", query, heads, key_width, is_query=True)
-    _project(call, op._key_dense, "key", key, heads, key_width)
-    _project(call, op._value_dense, "value", value, heads, value_width)
+    gate = parts.gate
+    _project(call, parts.query, "query", query, heads, key_width, is_query=True)
+    _project(call, parts.key, "key", key, heads, key_width)
+    _project(call, parts.value, "value", value, heads, value_width)
     if gate is not None:
         _project(call, gate, "gate", query, heads, value_width)
-    _merge_heads(call, op._output_dense, heads, value_width, outputs)
+    _merge_heads(call, parts.output, heads, value_width, outputs)
     call.size("num_heads", heads)
     call.size("key_dim", key_width)
     call.size("value_dim", value_width)
     _output_shape(call, outputs)
     _signature(call, {"query_shape": query, "value_shape": value, "key_shape": key})
-    _count(call, operands, list(op._attention_axes), heads, heads, (key_width, value_width),
+    _count(call, operands, list(parts.axes), heads, heads, (key_width, value_width),
            outputs, gate is not None)  # fmt: skip
     return _with_scores(call, (*query.labels[:-1], *outputs), heads)
 
@@ -194,10 +194,10 @@ def _signature(call: RuleCall, operands: dict[str, _Operand]) -> None:
 @layer_rule("GroupedQueryAttention", "GroupQueryAttention")
 def grouped_query_attention(call: RuleCall) -> list[TensorLabels]:
     """Query heads go with the key head that they share; the output is as wide as the query."""
-    op = call.op
+    parts = attention_parts(call.op)
     operands = query, value, key = _operands(call)
-    count, width_count = (int(size) for size in op._query_dense.kernel.shape[1:])
-    shared_count = int(op._key_dense.kernel.shape[1])
+    count, width_count = (int(size) for size in parts.query.kernel.shape[1:])
+    shared_count = int(parts.key.kernel.shape[1])
     # A query head i uses the key head i // repeats. With a single key head, any may go.
     shared: AxisLabels = None
     if shared_count > 1:
@@ -207,14 +207,14 @@ def grouped_query_attention(call: RuleCall) -> list[TensorLabels]:
     else:
         heads = call.fresh(count, "heads")
     width = call.fresh(width_count, "head width")
-    outputs = call.fresh(int(op._output_dense.kernel.shape[2]), "output")
-    gate = getattr(op, "_gate_dense", None)
-    _project(call, op._query_dense, "query", query, heads, width, is_query=True)
-    _project(call, op._key_dense, "key", key, shared, width)
-    _project(call, op._value_dense, "value", value, shared, width)
+    outputs = call.fresh(int(parts.output.kernel.shape[2]), "output")
+    gate = parts.gate
+    _project(call, parts.query, "query", query, heads, width, is_query=True)
+    _project(call, parts.key, "key", key, shared, width)
+    _project(call, parts.value, "value", value, shared, width)
     if gate is not None:
         _project(call, gate, "gate", query, heads, width)
-    _merge_heads(call, op._output_dense, heads, width, [outputs])
+    _merge_heads(call, parts.output, heads, width, [outputs])
     call.size("num_query_heads", heads)
     call.size("head_dim", width)
     # The layer insists that query, value and output are equally wide.

@@ -16,7 +16,7 @@ from tfprune.graph.context import RuleCall
 from tfprune.graph.labels import Keep, Labels, TensorLabels, concatenate
 from tfprune.graph.rules.elementwise import through_activation
 from tfprune.graph.rules.registry import layer_rule
-from tfprune.graph.trace import Ref, leaves
+from tfprune.graph.trace import Ref, constants_of, leaves
 
 Shape = tuple[int | None, ...]
 
@@ -157,7 +157,7 @@ def _initial(call: RuleCall, layer: Any) -> list[tuple[TensorLabels, Shape]]:
     kwargs = call.call.kwargs
     states += [leaf for leaf in leaves(kwargs.get("initial_state", arguments[:1]))
                if isinstance(leaf, Ref)]  # fmt: skip
-    constants = int(getattr(layer, "_num_constants", 0) or 0)
+    constants = constants_of(layer)
     if constants:
         states = states[:-constants]
     known = {ref.key for ref in states}

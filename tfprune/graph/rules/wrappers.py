@@ -8,6 +8,7 @@ from typing import Any
 from tfprune.graph.context import RuleCall
 from tfprune.graph.labels import Keep, TensorLabels
 from tfprune.graph.rules.registry import layer_rule
+from tfprune.graph.trace import lambda_output_shape
 
 Rebuild = Callable[[Any], Any]
 
@@ -73,7 +74,7 @@ def lambda_layer(call: RuleCall) -> list[TensorLabels]:
         layer: Any = next(cls for cls in type(op).__mro__ if cls.__name__ == "Layer")
         config = layer.get_config(op)
         return type(op)(
-            op.function, output_shape=op._output_shape, mask=op.mask, arguments=op.arguments,
+            op.function, output_shape=lambda_output_shape(op), mask=op.mask, arguments=op.arguments,
             **config,
         )  # fmt: skip
 
