@@ -131,7 +131,8 @@ def report(
             f"{counts['train']:,} serve statistics, calibration and fine-tuning: "
             f"{options.epochs} epoch(s), SGD with momentum 0.9, learning rate "
             f"{options.learning_rate} (a cosine from epoch to epoch), batches of "
-            f"{data.info.batch_size}, L2 1e-4, shifted and flipped images; the last weights count, nothing is chosen. "
+            f"{data.info.batch_size}, L2 1e-4, shifted and flipped images; the last weights "
+            "count, nothing is chosen. "
             f"Widths are multiples of {options.round_to}. Seed {options.seed}, one run each: "
             "small differences mean nothing.",
             table(head, cells, right=(head[0], *head[3:]), markdown=True),
