@@ -13,9 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import keras
-import numpy as np
-from ai_edge_litert import schema_py_generated as schema
-from ai_edge_litert.tools import flatbuffer_utils
 
 import tfprune
 from benchmarks.common import circumstances, instruction_set, write
@@ -158,24 +155,9 @@ def look(
                 )
             )
             print(rows[-1], file=sys.stderr, flush=True)
-        profiled = {form: inline(files[form]) for form in ("dense", PROFILED)}
+        profiled = {form: files[form] for form in ("dense", PROFILED)}
         reports[dtype] = benchmark_many(profiled, runs=max(runs // 2, 5), gpu=False, profile=True)
     return rows, reports
-
-
-def inline(content: bytes) -> bytes:
-    """The file with all constants inside its flatbuffer.
-
-    The converter puts larger int8 constants behind it, where cutting out single operations, which
-    ``profile=True`` does, leaves them behind.
-    """
-    model = schema.ModelT.InitFromPackedBuf(content, 0)
-    for buffer in model.buffers:
-        if buffer.data is None and buffer.offset > 1:
-            start = buffer.offset
-            buffer.data = np.frombuffer(content[start : start + buffer.size], np.uint8)
-            buffer.offset = buffer.size = 0
-    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
 def tiles() -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -258,3 +258,26 @@ def test_outputs_that_are_nan_do_not_agree(narrow) -> None:
     assert math.isnan(run.relative_difference) and run.agrees is False
     assert "DISAGREES" in str(run)
     assert gpu._success(graph, [want], {name: want.ravel()}, [1]).agrees is True
+
+
+def test_operations_alone_keep_their_constants(tmp_path, monkeypatch):
+    # The int8 converter puts larger constants behind the flatbuffer: an operation that is cut out
+    # must take them along, not ask for them as inputs.
+    import keras
+
+    from tfprune.litert import operations
+    from tfprune.litert.flatbuffer import read_graph
+
+    x = inputs = keras.Input((8, 8, 64))
+    for _ in range(2):
+        x = keras.layers.Conv2D(64, 3, padding="same", activation="relu")(x)
+    data = np.random.default_rng(0).standard_normal((8, 8, 8, 64)).astype("float32")
+    path = tmp_path / "model.tflite"
+    tfprune.export(keras.Model(inputs, x), path, quantize="int8", calibration=data)
+    cut = []
+    monkeypatch.setattr(operations, "_median_us", lambda content, *rest: cut.append(content) or 1.0)
+    operations.operation_latencies(path.read_bytes(), runs=1, warmup=0, seed=0)
+    graphs = [read_graph(content) for content in cut]
+    convolutions = [g for g in graphs if "CONV_2D" in g.counts()]
+    assert len(convolutions) == 2
+    assert all(len(graph.inputs) == 1 for graph in convolutions)

@@ -1,4 +1,4 @@
-"""Budgets: the shortest prefix of an order of steps that costs no more than asked for."""
+"""Budgets: the steps of an order that bring the cost down to what was asked for, and no more."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ def cost_functions(costs: CostModel) -> dict[str, Callable[[Mask], int]]:
 def meet(
     budget: Budget, chain_list: Sequence[Chain], order: Order, costs: CostModel
 ) -> dict[str, Indices]:
-    """Kept indices by group name: the fewest steps of ``order`` that meet every limit.
+    """Kept indices by group name: no step of ``order`` too many for every limit to be met.
+
+    The shortest prefix of the order that meets the limits, less the steps that can be given back.
 
     Raises:
         BudgetError: a limit is below what the constraints allow; the message names the range.
@@ -64,20 +66,29 @@ def meet(
         fraction = isinstance(value, float) and value <= 1
         limits[name] = int(value * dense + 1e-9) if fraction else int(value)
 
-    def mask(steps: int) -> Mask:
-        return costs.graph.keep_mask(kept_by_steps(chain_list, Counter(order[:steps])))
+    def mask(taken: Counter[int]) -> Mask:
+        return costs.graph.keep_mask(kept_by_steps(chain_list, taken))
 
-    def met(steps: int) -> bool:
-        current = mask(steps)
+    def fits(taken: Counter[int]) -> bool:
+        current = mask(taken)
         return all(functions[name](current) <= limit for name, limit in limits.items())
 
-    if not met(len(order)):
-        raise _unreachable(limits, functions, mask(len(order)), costs.full_mask())
+    if not fits(Counter(order)):
+        raise _unreachable(limits, functions, mask(Counter(order)), costs.full_mask())
     low, high = 0, len(order)
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if met(middle) else (middle + 1, high)
-    return kept_by_steps(chain_list, Counter(order[:low]))
+        low, high = (low, middle) if fits(Counter(order[:middle])) else (middle + 1, high)
+    taken = Counter(order[:low])
+    # The last step may have been a large one: earlier ones that fit beside it are given back,
+    # latest first. What did not fit once does not fit later, as costs only rise.
+    full: set[int] = set()
+    for number in reversed(order[:low]):
+        if number not in full and not fits(taken - Counter([number])):
+            full.add(number)
+        elif number not in full:
+            taken -= Counter([number])
+    return kept_by_steps(chain_list, taken)
 
 
 def _unreachable(

@@ -10,6 +10,8 @@ import copy
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from tfprune.errors import ModelError
 from tfprune.litert.delegates import short_name
 from tfprune.litert.latency import CpuRunner, measure
@@ -37,6 +39,7 @@ def operation_latencies(
     from ai_edge_litert import schema_py_generated as schema
 
     model = schema.ModelT.InitFromPackedBuf(content, 0)
+    _inline(model, content)
     graph = model.subgraphs[0]
     names = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
     constants = {i for i, t in enumerate(graph.tensors) if _has_data(model.buffers[t.buffer])}
@@ -53,6 +56,15 @@ def operation_latencies(
         name = short_name(graph.tensors[operator.outputs[0]].name.decode("utf-8", "replace"))
         found.append(OperationLatency(op, name, _median_us(alone, runs, warmup, seed)))
     return tuple(found)
+
+
+def _inline(model: Any, content: bytes) -> None:
+    """Brings constants into their buffers: larger ones may stand behind the flatbuffer."""
+    for buffer in model.buffers:
+        if buffer.data is None and buffer.offset > 1:
+            end = buffer.offset + buffer.size
+            buffer.data = np.frombuffer(content[buffer.offset : end], np.uint8)
+            buffer.offset = buffer.size = 0
 
 
 def _needed(reads: Iterable[int], unpacking: dict[int, Any]) -> list[Any]:
