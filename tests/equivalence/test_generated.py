@@ -11,7 +11,7 @@ from tfprune.testing import check_surgery
 from tfprune.testing.strategies import draw_model
 
 # Models are slow to build: no deadline, and the same examples in every run, so that CI's answer
-# does not depend on luck. Look further with HYPOTHESIS_PROFILE=explore.
+# does not depend on luck.
 PROFILE = settings(
     deadline=None,
     derandomize=True,
