@@ -315,3 +315,18 @@ def with_values(variables: Iterable[Any]) -> list[Any]:
 def symbol_of(op: Any) -> str | None:
     """The canonical TensorFlow name behind a tf_keras ``TFOpLambda``, such as ``"nn.relu"``."""
     return getattr(op, "symbol", None) if framework_of(op) == "tf_keras" else None
+
+
+def raw_variable(variable: Any) -> Any:
+    """The ``tf.Variable`` behind a Keras 3 variable on TensorFlow.
+
+    ``variable.value`` is that too, except under mixed precision, where it is a cast copy.
+    """
+    return variable._value
+
+
+def in_stateless_scope() -> bool:
+    """Whether Keras 3 only derives shapes at the moment: no variable may change."""
+    from keras.src.backend.common.stateless_scope import in_stateless_scope as inside
+
+    return bool(inside())

@@ -2,5 +2,14 @@
 
 from tfprune.surgery.rebuild import apply
 from tfprune.surgery.verify import Verification, check_finite, verify
+from tfprune.surgery.zero_channels import EmptyChannels, empty_channels, remove_zero_channels
 
-__all__ = ["Verification", "apply", "check_finite", "verify"]
+__all__ = [
+    "EmptyChannels",
+    "Verification",
+    "apply",
+    "check_finite",
+    "empty_channels",
+    "remove_zero_channels",
+    "verify",
+]

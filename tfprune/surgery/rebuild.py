@@ -15,19 +15,10 @@ import numpy as np
 
 from tfprune.errors import ModelError
 from tfprune.graph import ChannelGraph, analyse
-from tfprune.graph.evaluate import flatten
 from tfprune.graph.labels import Keep
 from tfprune.graph.plan import PruningPlan
-from tfprune.graph.trace import (
-    Ref,
-    Trace,
-    framework_module,
-    is_compiled,
-    is_model,
-    is_sequential,
-    map_leaves,
-    with_values,
-)
+from tfprune.graph.replay import Arguments, copy_trainable, replay
+from tfprune.graph.trace import Call, Ref, is_compiled, is_model, with_values
 
 
 def apply(model: Any, plan: PruningPlan) -> Any:
@@ -59,54 +50,29 @@ class Rebuilder:
         self._record = graph.record
         self._keep: Keep = graph.keep(kept)
         self._made: dict[int, Any] = {}
-        self._keras = framework_module(graph.framework)
 
     def model(self) -> Any:
         """The whole smaller model, with weights."""
         source = self._graph.model
         result = self._model(source)
         self._copy_weights()
-        _copy_trainable(source, result)
+        copy_trainable(source, result)
         _copy_compilation(source, result)
         return result
 
     def _model(self, source: Any) -> Any:
-        traced = self._record.traces[id(source)]
-        if is_sequential(source):
-            return self._sequential(source, traced)
-        known: dict[tuple[int, int, int], Any] = {}
-        for ref, layer in zip(traced.inputs, traced.input_layers, strict=True):
-            known[ref.key] = flatten(self._input(ref, layer).output)[0]
-        for call in traced.calls:
-            args, kwargs = call.args, call.kwargs
-            rewrite = self._record.argument_rewrites.get(id(call))
-            if rewrite is not None:
-                args, kwargs = rewrite(self._keep, args, kwargs)
-            op = self.rebuild(call.op)
-
-            def fill(leaf: Any) -> Any:
-                return known[leaf.key] if isinstance(leaf, Ref) else leaf
-
-            outputs = op(*map_leaves(fill, args), **_clean(map_leaves(fill, kwargs)))
-            flat = flatten(outputs)
-            for ref, tensor in zip(call.outputs, flat, strict=True):
-                known[ref.key] = tensor
-
-        def tensor_of(leaf: Any) -> Any:
-            return known[leaf.key] if isinstance(leaf, Ref) else leaf
-
-        return self._keras.Model(
-            map_leaves(tensor_of, traced.input_structure),
-            map_leaves(tensor_of, traced.output_structure),
-            name=source.name,
+        return replay(
+            self._record.traces[id(source)],
+            make=self.rebuild,
+            make_input=self._input,
+            arguments=self._arguments,
         )
 
-    def _sequential(self, source: Any, traced: Trace) -> Any:
-        result = self._keras.Sequential(name=source.name)
-        result.add(self._input(traced.inputs[0], traced.input_layers[0]))
-        for call in traced.calls:
-            result.add(self.rebuild(call.op))
-        return result
+    def _arguments(self, call: Call) -> Arguments:
+        rewrite = self._record.argument_rewrites.get(id(call))
+        if rewrite is None:
+            return call.args, call.kwargs
+        return rewrite(self._keep, call.args, call.kwargs)
 
     def _input(self, ref: Ref, layer: Any) -> Any:
         """An input layer; that of a nested model may see fewer channels."""
@@ -195,19 +161,6 @@ def _unbuilt(config: Any) -> Any:
 def _variables(op: Any) -> list[Any]:
     """Weights and other state (seeds, counters), in an order that depends on the class only."""
     return with_values(getattr(op, "variables", []))
-
-
-def _clean(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Without the masks that Keras fills in by itself when it replays a call."""
-    return {key: value for key, value in kwargs.items() if value is not None}
-
-
-def _copy_trainable(source: Any, target: Any) -> None:
-    """Trainable flags, outermost first: setting one on a model sets it on all its layers."""
-    if source.trainable != target.trainable:
-        target.trainable = source.trainable
-    for old, new in zip(getattr(source, "layers", []), getattr(target, "layers", []), strict=True):
-        _copy_trainable(old, new)
 
 
 def _copy_compilation(source: Any, target: Any) -> None:

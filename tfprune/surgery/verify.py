@@ -106,7 +106,8 @@ def verify(
     plan = plan.for_graph(graph)
     check_finite(model)
     small = apply(model, plan) if pruned is None else pruned
-    batch = _batch(graph, inputs, seed)
+    given = None if inputs is None else [np.asarray(value) for value in flatten(inputs)]
+    batch = given or random_batch(graph, seed)
     expected = masked_outputs(graph, plan, batch)
     received = [np.asarray(y, np.float64) for y in call_model(small, batch)]
     difference = magnitude = 0.0
@@ -179,14 +180,13 @@ def _weights(framework: str, values: list[tuple[Any, Array]]) -> Iterator[None]:
             variable.assign(value)
 
 
-def _batch(graph: ChannelGraph, inputs: Any, seed: int) -> list[Array]:
-    if inputs is not None:
-        given = flatten(inputs)
-        return [np.asarray(value) for value in given]
+def random_batch(graph: ChannelGraph, seed: int, examples: int = 2) -> list[Array]:
+    """Standard-normal inputs for a model (zeros and ones for integers); free sizes are 32."""
     random = np.random.default_rng(seed)
     result: list[Array] = []
     for ref in graph.trace.inputs:
-        shape = (ref.shape[0] or 2, *(32 if size is None else size for size in ref.shape[1:]))
+        sizes = (32 if size is None else size for size in ref.shape[1:])
+        shape = (ref.shape[0] or examples, *sizes)
         if ref.dtype == "string":
             result.append(random.integers(0, 2, shape).astype(str).astype(object))
         elif ref.dtype.startswith(("int", "uint", "bool")):

@@ -1,0 +1,79 @@
+"""Makes a model again with other operations: its calls are repeated on new symbolic inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tfprune.graph.evaluate import flatten
+from tfprune.graph.trace import (
+    Call,
+    Ref,
+    Trace,
+    framework_module,
+    is_model,
+    is_sequential,
+    map_leaves,
+)
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def replay(
+    traced: Trace,
+    *,
+    make: Callable[[Any], Any],
+    make_input: Callable[[Ref, Any], Any],
+    arguments: Callable[[Call], Arguments] = lambda call: (call.args, call.kwargs),
+) -> Any:
+    """A model with the same graph and new operations, uncompiled.
+
+    Args:
+        traced: the model to repeat.
+        make: from an operation (layer, ``keras.ops`` operation or nested model) to the one in its
+            place; the same one every time it is asked for the same.
+        make_input: from an input and its layer to the new input layer.
+        arguments: from a call to its positional and keyword arguments, with
+            :class:`~tfprune.graph.trace.Ref` in the place of tensors.
+
+    Returns:
+        A functional model, or a sequential one where the source is one, of the same framework and
+        name. A class derived from these is not kept.
+    """
+    keras = framework_module(traced.framework)
+    source = traced.model
+    if is_sequential(source):
+        result = keras.Sequential(name=source.name)
+        result.add(make_input(traced.inputs[0], traced.input_layers[0]))
+        # Its calls may contain more: what Keras computes masks of time steps with.
+        for layer in source.layers:
+            result.add(make(layer))
+        return result
+    known: dict[tuple[int, int, int], Any] = {}
+
+    def tensor_of(leaf: Any) -> Any:
+        return known[leaf.key] if isinstance(leaf, Ref) else leaf
+
+    for ref, layer in zip(traced.inputs, traced.input_layers, strict=True):
+        known[ref.key] = flatten(make_input(ref, layer).output)[0]
+    for call in traced.calls:
+        args, kwargs = arguments(call)
+        # Keras fills in masks by itself when it repeats a call.
+        given = {key: value for key, value in kwargs.items() if value is not None}
+        outputs = make(call.op)(*map_leaves(tensor_of, args), **map_leaves(tensor_of, given))
+        for ref, tensor in zip(call.outputs, flatten(outputs), strict=True):
+            known[ref.key] = tensor
+    return keras.Model(
+        map_leaves(tensor_of, traced.input_structure),
+        map_leaves(tensor_of, traced.output_structure),
+        name=source.name,
+    )
+
+
+def copy_trainable(source: Any, target: Any) -> None:
+    """Trainable flags, outermost first: setting one on a model sets it on all its layers."""
+    if source.trainable != target.trainable:
+        target.trainable = source.trainable
+    if is_model(source):
+        for old, new in zip(source.layers, target.layers, strict=True):
+            copy_trainable(old, new)
