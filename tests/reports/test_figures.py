@@ -60,6 +60,23 @@ def test_training() -> None:
     assert [text.get_text() for text in figure.axes[0].get_legend().texts] == ["dense", "pruned"]
 
 
+def test_schedules(tmp_path) -> None:
+    curves = {
+        "slow": ([0, 1, 2], [0.0, 0.25, 0.5], [False, True, True]),
+        "fast": ([0, 2], [0.0, 0.8], [False, False]),
+    }
+    figure = figures.schedule_figure(curves)
+    (axes,) = figure.axes
+    slow, fast = axes.lines
+    assert list(slow.get_xdata()) == [0, 1, 2] and list(slow.get_ydata()) == [0.0, 0.25, 0.5]
+    assert slow.get_markevery() == [1, 2] and fast.get_markevery() == []
+    assert slow.get_color() != fast.get_color()
+    assert [text.get_text() for text in axes.get_legend().texts] == ["slow", "fast"]
+    assert axes.get_ylabel() == "sparsity" and "step" in axes.get_xlabel()
+    figures.save(figure, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(PNG)
+
+
 def test_a_place_that_cannot_be_written(tmp_path) -> None:
     figure = figures.training_figure({"a": [1.0]})
     with pytest.raises(ArgumentError, match="not a directory"):

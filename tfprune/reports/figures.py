@@ -87,6 +87,37 @@ def training_figure(histories: Mapping[str, Sequence[float]], label: str = "accu
     return figure
 
 
+def schedule_figure(curves: Mapping[str, tuple[Any, Any, Any]]) -> Any:
+    """Sparsity over training steps, with a mark at every step at which masks are updated.
+
+    Args:
+        curves: name -> steps, the sparsity at each, and whether masks are updated there: three
+            arrays of one length.
+
+    Returns:
+        A ``matplotlib.figure.Figure``.
+    """
+    figure = _figure(5.5, 3.2)
+    axes = figure.add_subplot(1, 1, 1)
+    for number, (name, (steps, sparsities, updates)) in enumerate(curves.items()):
+        axes.plot(
+            steps,
+            sparsities,
+            color=_COLOURS[number % len(_COLOURS)],
+            label=name,
+            marker="o",
+            markersize=3,
+            markevery=[i for i, update in enumerate(updates) if update],
+        )
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xlabel("training step (dots: masks updated)")
+    axes.set_ylabel("sparsity")
+    axes.legend(frameon=False)
+    _plain(axes)
+    figure.tight_layout()
+    return figure
+
+
 def save(figure: Any, path: str | os.PathLike[str]) -> None:
     """Writes a figure as PNG (or whatever the suffix says), whole or not at all.
 
