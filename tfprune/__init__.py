@@ -22,6 +22,14 @@ _EXPORTS = {
     "export": "tfprune.litert",
     "benchmark": "tfprune.litert",
     "compare": "tfprune.reports",
+    "prune_low_magnitude": "tfprune.layers",
+    "strip_pruning": "tfprune.layers",
+    "prune_scope": "tfprune.layers",
+    "UpdatePruningStep": "tfprune.layers",
+    "PruningSummaries": "tfprune.layers",
+    "PrunableLayer": "tfprune.layers",
+    "PruningPolicy": "tfprune.layers",
+    "PruneForLatencyOnXNNPack": "tfprune.layers",
     "TfpruneError": "tfprune.errors",
 }
 _MODULES = (
@@ -30,9 +38,13 @@ _MODULES = (
     "criteria",
     "data",
     "graph",
+    "layers",
     "litert",
+    "methods",
     "protocols",
     "reports",
+    "schedules",
+    "sparsity",
     "surgery",
     "zoo",
 )

@@ -78,7 +78,7 @@ def _with_keras2(file: Path, config: Any, first: Exception | None) -> Any:
         raise ModelError(
             f"Expected a file that Keras 3 can read. Received: {str(file)!r}, which is of Keras 2 "
             "(tf_keras), and that is not installed. Install it with: pip install "
-            "'tfprune[keras2]'."
+            "'tf_keras>=2.21,<2.22'."
         ) from error
     try:
         return tf_keras.models.load_model(file, compile=False)
