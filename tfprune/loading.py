@@ -89,6 +89,12 @@ def _with_keras2(file: Path, config: Any, first: Exception | None) -> Any:
 
 def _explained(file: Path, config: Any, error: Exception) -> str:
     custom = custom_classes(config) or re.findall(r"(?:Unknown layer:|class) '(\w+)'", str(error))
+    if "PruneLowMagnitude" in custom:
+        return (
+            f"Expected a model without pruning wrappers. Received: {str(file)!r}, which has some. "
+            "In Python, load it inside tfprune.prune_scope(), and save what "
+            "tfprune.strip_pruning(model) returns."
+        )
     if custom:
         return (
             f"Expected a model of Keras's own layers. Received: {str(file)!r}, which needs the "

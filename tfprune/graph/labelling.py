@@ -12,7 +12,7 @@ from tfprune.graph.context import Record, RuleCall, Term
 from tfprune.graph.evaluate import shapes_of
 from tfprune.graph.labels import AxisLabels, TensorLabels
 from tfprune.graph.rules import find_rule
-from tfprune.graph.trace import Trace, is_model, trace, with_shapes
+from tfprune.graph.trace import Trace, is_model, require_unwrapped, trace, with_shapes
 
 _BYTES = {"float64": 8, "int64": 8, "uint64": 8, "float32": 4, "int32": 4, "uint32": 4,
           "float16": 2, "bfloat16": 2, "int16": 2, "uint16": 2}  # fmt: skip
@@ -27,11 +27,13 @@ def label_model(model: Any, input_shape: Any = None) -> tuple[Record, Trace]:
             leaves sizes free; only counts of MACs and bytes depend on it.
 
     Raises:
-        ModelError: the model, or one nested in it, is subclassed or unbuilt.
+        ModelError: the model, or one nested in it, is subclassed or unbuilt, or it still has
+            pruning wrappers.
         ArgumentError: ``input_shape`` does not fit the model.
     """
     record = Record()
     traced = trace(model)
+    require_unwrapped(model)
     record.traces[id(model)] = traced
     if input_shape is not None:
         _settle_sizes(record, traced, input_shape)

@@ -7,6 +7,7 @@ records, so that nothing else needs to know which framework a model comes from.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -325,8 +326,43 @@ def raw_variable(variable: Any) -> Any:
     return variable._value
 
 
+def take_call_signature(wrapper: Any, layer: Any) -> None:
+    """Lets a Keras 3 wrapper be called with the arguments of its layer, and with ``training``.
+
+    Keras sorts a call's tensors, time masks and options by the names in a layer's signature; with
+    ``*args`` and ``**kwargs`` there it refuses calls that have both tensors and options by name.
+    """
+    signature = inspect.signature(layer.call)
+    parameters = list(signature.parameters.values())
+    if "training" not in signature.parameters:
+        option = inspect.Parameter("training", inspect.Parameter.KEYWORD_ONLY, default=None)
+        last = parameters[-1:] if parameters and parameters[-1].kind == option.VAR_KEYWORD else []
+        parameters = [*parameters[: len(parameters) - len(last)], option, *last]
+    wrapper._call_signature = signature.replace(parameters=parameters)
+    wrapper.call_signature_parameters = [parameter.name for parameter in parameters]
+    wrapper._call_has_mask_arg = "mask" in wrapper.call_signature_parameters
+
+
 def in_stateless_scope() -> bool:
     """Whether Keras 3 only derives shapes at the moment: no variable may change."""
     from keras.src.backend.common.stateless_scope import in_stateless_scope as inside
 
     return bool(inside())
+
+
+def require_unwrapped(model: Any) -> None:
+    """Refuses a model that still has pruning wrappers.
+
+    Raises:
+        ModelError: naming one, and the remedy.
+    """
+    # tfprune's wrapper, or tfmot's
+    wrapped = [
+        layer.name for layer in all_layers(model) if type(layer).__name__ == "PruneLowMagnitude"
+    ]
+    if wrapped:
+        raise ModelError(
+            "Expected a model without pruning wrappers. Received: one with "
+            f"{len(wrapped)}, such as {wrapped[0]!r}. Take them off with "
+            "tfprune.strip_pruning(model)."
+        )
