@@ -33,7 +33,7 @@ class Row:
     schedule: str
     found: float
     at_once: float | None
-    tuned: float | None
+    tuned: float
     size_bytes: int
     gzip_bytes: int
     sparse_bytes: int | None
@@ -58,7 +58,12 @@ def at_once(dense: Any, sparsity: float, data: Any) -> float:
 
 
 def sparsify(
-    dense: Any, data: Any, sparsity: float, schedule: str, options: argparse.Namespace
+    dense: Any,
+    data: Any,
+    sparsity: float,
+    schedule: str,
+    without_training: float | None,
+    options: argparse.Namespace,
 ) -> Row:
     """Fine-tunes a copy of the network, its weights pruned on the way if ``sparsity`` asks so."""
     began = time.monotonic()
@@ -86,7 +91,7 @@ def sparsify(
         sparsity,
         schedule.lower() if sparsity else "–",
         Masks.of_zeros(tuned).sparsity,
-        at_once(dense, sparsity, data) if sparsity else None,
+        without_training,
         accuracy(tuned.predict_on_batch, data.test),
         *files(tuned, sparse=sparsity > 0),
         time.monotonic() - began,
@@ -101,7 +106,7 @@ def report(rows: list[Row], data: Any, seconds: float, options: argparse.Namespa
         (
             percent(row.asked, 0), row.schedule, percent(row.found, 2),
             "–" if row.at_once is None else percent(row.at_once, 2),
-            "–" if row.tuned is None else percent(row.tuned, 2),
+            percent(row.tuned, 2),
             size(row.size_bytes), size(row.gzip_bytes),
             "–" if row.sparse_bytes is None else size(row.sparse_bytes),
             "–" if row.sparse_gzip is None else size(row.sparse_gzip),
@@ -155,7 +160,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4, help="of fine-tuning (default 4)")
     parser.add_argument("--ramp", type=float, default=0.6, help="part of the steps with a rise")
     parser.add_argument("--frequency", type=int, default=10, help="steps between mask updates")
-    parser.add_argument("--learning-rate", type=float, default=0.02)
+    parser.add_argument("--learning-rate", type=float, default=0.01)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="Markdown file to write")
     options = parser.parse_args()
@@ -176,8 +181,9 @@ def main() -> None:
     ]  # fmt: skip
     print(rows[-1], file=sys.stderr, flush=True)
     for sparsity in (0.0, *SPARSITIES):
+        before = at_once(dense, sparsity, data) if sparsity else None
         for schedule in SCHEDULES if sparsity else SCHEDULES[:1]:
-            rows.append(sparsify(dense, data, sparsity, schedule, options))
+            rows.append(sparsify(dense, data, sparsity, schedule, before, options))
             print(rows[-1], file=sys.stderr, flush=True)
     write(report(rows, data, time.monotonic() - began, options), options.output)
 

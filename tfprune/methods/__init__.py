@@ -1,0 +1,48 @@
+"""Pruning methods, one file per paper. All have one form.
+
+``prepare(model)`` returns the model to train, ``callbacks()`` what ``fit`` must be given, and
+``finish(model)`` the finished model; ``run(model, train, validation, epochs=...)`` is the three in
+a row around :func:`tfprune.fine_tune`. The methods here end in a model with zeros.
+
+The lottery ticket (Frankle and Carbin, "The Lottery Ticket Hypothesis", ICLR 2019,
+arXiv:1803.03635; from memory) is a few lines on top: train, prune, put the weights back to what
+they were at the start, or after some steps, and train what is left.
+
+    >>> from tfprune.layers import with_masks
+    >>> from tfprune.layers.masks import Masks
+    >>> from tfprune.methods import GlobalMagnitude, plain_copy
+    >>> early = plain_copy(model)                # the weights at the start, or after some steps
+    >>> method = GlobalMagnitude(0.8, dense=True)
+    >>> fine_tune(model, train, epochs=1, verbose=0).epochs
+    1
+    >>> masks = method.masks(model)              # chosen by the trained weights
+    >>> ticket = with_masks(early, masks)        # the early weights, and the masks held
+    >>> Masks.of_zeros(masks.apply(early)) == masks
+    True
+"""
+
+from tfprune.methods.dsd import DSD
+from tfprune.methods.global_magnitude import GlobalMagnitude, redrawn
+from tfprune.methods.grasp import GraSP
+from tfprune.methods.han import Han, corrected_dropout
+from tfprune.methods.magnitude import MagnitudePruning
+from tfprune.methods.method import Method, MethodResult, plain_copy
+from tfprune.methods.random import RandomPruning
+from tfprune.methods.snip import SNIP
+from tfprune.methods.synflow import SynFlow
+
+__all__ = [
+    "DSD",
+    "SNIP",
+    "GlobalMagnitude",
+    "GraSP",
+    "Han",
+    "MagnitudePruning",
+    "Method",
+    "MethodResult",
+    "RandomPruning",
+    "SynFlow",
+    "corrected_dropout",
+    "plain_copy",
+    "redrawn",
+]
