@@ -16,6 +16,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 SMALL = {
     "01_quickstart": {"EPOCHS": 1, "FINE_TUNE_EPOCHS": 1, "SUBSET": 150},
+    "02_sparsity": {"EPOCHS": 1, "PRUNE_EPOCHS": 2, "SPARSITIES": (0.8,), "SUBSET": 400},
 }
 
 
@@ -49,6 +50,13 @@ def _run(name: str, folder: Path) -> Any:
     return notebook
 
 
+def _printed(cells: list[Any]) -> str:
+    return "\n".join(
+        output.get("text", "") for cell in cells for output in cell.outputs
+        if output.output_type == "stream" and output.name == "stdout"
+    )  # fmt: skip
+
+
 def _images(cell: Any) -> int:
     return sum("image/png" in output.get("data", {}) for output in cell.outputs)
 
@@ -70,10 +78,7 @@ def test_committed_without_outputs(path) -> None:
 def test_quickstart(tmp_path) -> None:
     notebook = _run("01_quickstart", tmp_path)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    text = "\n".join(
-        output.get("text", "") for cell in code for output in cell.outputs
-        if output.output_type == "stream" and output.name == "stdout"
-    )  # fmt: skip
+    text = _printed(code)
     assert "Assets written" not in text and "INFO" not in text
     assert "channel groups can be pruned" in text and "masked equals pruned" in text
     assert [_images(cell) for cell in code if "figures." in cell.source] == [1, 1, 1, 1]
@@ -94,3 +99,17 @@ def test_quickstart(tmp_path) -> None:
     runner = Interpreter(str(tmp_path / "quickstart" / "pruned_int8.tflite"))
     outputs = runner.get_signature_runner("serving_default")(image=np.zeros((1, 8, 8, 1), "f4"))
     assert next(iter(outputs.values())).shape == (1, 10)
+
+
+@pytest.mark.slow
+def test_sparsity(tmp_path) -> None:
+    notebook = _run("02_sparsity", tmp_path)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    text = _printed(code)
+    # to one weight per kernel: that of the first convolution has 144 weights
+    assert "80% asked, 80.0" in text and "SNIP, trained from scratch: 80.0% zeros" in text
+    assert "channels can be removed without changing the outputs" in text
+    assert [_images(cell) for cell in code if "schedule_figure(" in cell.source] == [1]
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "sparsity").iterdir()}
+    assert set(sizes) == {"0%.tflite", "80%.tflite", "80%_sparse.tflite"}
+    assert sizes["80%_sparse.tflite"] < 0.6 * sizes["80%.tflite"]
