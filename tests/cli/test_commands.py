@@ -152,6 +152,24 @@ def test_export_int8(run, files, tmp_path, calibration) -> None:
     assert found.json["size_bytes"] == target.stat().st_size
 
 
+def test_export_sparse(run, files, tmp_path) -> None:
+    model = keras.saving.load_model(files / "net.keras")
+    kernel = model.get_layer("second").kernel
+    values = kernel.numpy().copy()
+    values[..., ::2, :] = 0  # half of the numbers
+    kernel.assign(values)
+    model.save(tmp_path / "half.keras")
+    target = tmp_path / "half.tflite"
+    arguments = ("export", tmp_path / "half.keras", target, "--sparse", "--quantize", "float16")
+    outcome = run(*arguments)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "float16, sparse" in outcome.out and "50.0% zeros" in outcome.out
+    found = run(*arguments, "--json").json
+    assert [tensor["layer"] for tensor in found["sparse"]["tensors"]] == ["second"]
+    assert found["sparse"]["path"]["verdict"] == "dense"
+    assert found["size_bytes"] == target.stat().st_size
+
+
 @pytest.fixture(scope="module")
 def lite(files, tmp_path_factory):
     path = tmp_path_factory.mktemp("lite") / "net.tflite"

@@ -160,6 +160,15 @@ def test_int8_needs_calibration(refused, files, tmp_path) -> None:
     assert "Expected calibration data" in message
 
 
+def test_sparse_needs_zeros_and_a_type_that_works(refused, files, tmp_path) -> None:
+    target = tmp_path / "net.tflite"
+    message = refused("export", files / "net.keras", target, "--sparse")
+    assert "0.0% zeros" in message and "prune_low_magnitude" in message
+    message = refused("export", files / "net.keras", target, "--sparse", "--quantize", "dynamic")
+    assert "quantize='float16' with sparse=True" in message
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_data_of_another_shape(refused, files) -> None:
     message = refused("prune", files / "open.keras", "--dry-run", "--ratio", 0.5,
                       "--criterion", "apoz", "--data", "digits")  # fmt: skip

@@ -114,6 +114,7 @@ def export(options: Namespace) -> int:
         calibration=_calibration(options),
         input_shape=options.input_shape,
         verbose=_verbose(options),
+        sparse=options.sparse,
     )
     _print(options, report)
     return OK

@@ -159,6 +159,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="for int8: name of a data set (its training images), or an .npy "
         "file of typical inputs",
     )
+    export.add_argument(
+        "--sparse",
+        action="store_true",
+        help="store pruned kernels without their zeros: a smaller file, and faster on "
+        "phones where the report says so; not with dynamic or int8",
+    )
 
     benchmark = _command(
         commands,

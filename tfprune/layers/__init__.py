@@ -10,6 +10,7 @@ from tfprune.layers.callbacks import PruningSummaries, UpdatePruningStep
 from tfprune.layers.holding import masks_of, set_masks, with_masks
 from tfprune.layers.magnitude import PruneLowMagnitude
 from tfprune.layers.masks import Masks
+from tfprune.layers.policy import PruneForLatencyOnXNNPack
 from tfprune.layers.prunable import prunable_weights
 from tfprune.layers.wrapping import prune_low_magnitude, prune_scope, strip_pruning
 from tfprune.schedules.tfmot import load
@@ -20,6 +21,7 @@ PruningPolicy = load().sparsity.keras.PruningPolicy
 __all__ = [
     "Masks",
     "PrunableLayer",
+    "PruneForLatencyOnXNNPack",
     "PruneLowMagnitude",
     "PruningPolicy",
     "PruningSummaries",

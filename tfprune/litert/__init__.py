@@ -21,7 +21,11 @@ from tfprune.litert.report import (
     Latency,
     OperationLatency,
     OutputDifference,
+    SparseReport,
+    SparseTensor,
 )
+from tfprune.litert.sparsity import sparse_path
+from tfprune.sparse_path import SparsePathReport
 
 __all__ = [
     "BenchmarkReport",
@@ -35,9 +39,13 @@ __all__ = [
     "OperationLatency",
     "OutputDifference",
     "Predictor",
+    "SparsePathReport",
+    "SparseReport",
+    "SparseTensor",
     "TensorInfo",
     "benchmark",
     "benchmark_many",
     "export",
+    "sparse_path",
     "to_litert",
 ]

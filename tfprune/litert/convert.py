@@ -40,6 +40,34 @@ def convert(model: KerasModel) -> bytes:
         return _run(float_converter(model, function), function, model)
 
 
+def convert_sparse(model: KerasModel, *, float16: bool) -> bytes:
+    """Converts a model to LiteRT, with kernels that have many zeros stored without them.
+
+    The converter does so for kernels of which 30 % or more are zero. It encodes what it converts
+    and nothing else does, so that float16 weights are made here as well, not from the result.
+
+    Args:
+        model: As for :func:`convert`.
+        float16: Whether to store weights in float16.
+
+    Returns:
+        The LiteRT model (a flatbuffer); dense if no kernel has enough zeros.
+
+    Raises:
+        ExportError: As for :func:`convert`.
+    """
+    import tensorflow as tf
+
+    with captured_output():
+        function = concrete_function(model)
+        converter = float_converter(model, function)
+        converter.optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
+        if float16:
+            converter.optimizations.append(tf.lite.Optimize.DEFAULT)
+            converter.target_spec.supported_types = [tf.float16]
+        return _run(converter, function, model)
+
+
 def concrete_function(model: KerasModel) -> Any:
     """The model as a TensorFlow function of static shapes, its arguments and results named."""
     import tensorflow as tf

@@ -65,6 +65,23 @@ def cpu_delegation(content: bytes) -> CpuDelegation:
     return CpuDelegation(_frozen(taken), _frozen(left), partitions)
 
 
+def left_by_xnnpack(content: bytes) -> frozenset[int]:
+    """The tensors written by operations of the main graph that XNNPACK leaves to LiteRT.
+
+    Args:
+        content: A LiteRT model.
+
+    Returns:
+        Indices of tensors in the file.
+
+    Raises:
+        ExportError: LiteRT cannot run it here.
+    """
+    operations, delegated = _nodes(content, fused=False)
+    taken = set().union(*delegated)
+    return frozenset(t for _, outputs in operations if not taken >= outputs for t in outputs)
+
+
 def gpu_audit(graph: Graph) -> GpuAudit:
     """Holds a model's operations against what GPU delegates are known to take."""
     obstacles = [

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from tfprune.errors import ArgumentError
+import numpy as np
+
+from tfprune.errors import ArgumentError, ExportError
+from tfprune.graph.trace import all_layers, require_unwrapped, with_values
 from tfprune.litert import quantize as quantization
 from tfprune.litert.check import compare, require_agreement
-from tfprune.litert.convert import convert
+from tfprune.litert.convert import convert, convert_sparse
 from tfprune.litert.delegates import cpu_delegation, gpu_audit
 from tfprune.litert.examples import Examples, random_examples, take_examples
 from tfprune.litert.flatbuffer import TensorInfo, read_graph
 from tfprune.litert.keras_model import InputShape, KerasModel, keras_model
 from tfprune.litert.progress import Step, progress
-from tfprune.litert.report import ComparisonReport, ExportReport
+from tfprune.litert.report import ComparisonReport, ExportReport, SparseReport
+from tfprune.litert.sparsity import encoded_tensors, judge_file, weight_sparsity
 from tfprune.writing import replacing, writable_target
 
 Quantize = Literal["float16", "dynamic", "int8"]
@@ -24,7 +30,12 @@ Quantize = Literal["float16", "dynamic", "int8"]
 # float32 kernels of LiteRT and TensorFlow add up in different orders: networks of 100 and more
 # layers differ by some 5e-5 of their largest output.
 _FLOAT_TOLERANCE = 1e-4
+# A float16 weight has 11 bits: it is off by at most 2 ** -11, 5e-4 of itself. Twenty layers whose
+# errors all add up make this; those of real networks cancel (5e-4 to 2e-3 was seen).
+_FLOAT16_TOLERANCE = 1e-2
 _RANDOM_EXAMPLES = 8
+# What the converter wants of a kernel before it leaves its zeros out: with 29 % it stays dense.
+_LEAST_ZEROS = 0.3
 # As servers do. Level 9 takes minutes for some float16 weights and saves a percent.
 _GZIP_LEVEL = 6
 
@@ -45,6 +56,7 @@ def export(
     tolerance: float | None = None,
     seed: int = 0,
     verbose: int = 0,
+    sparse: bool = False,
 ) -> ExportReport:
     """Writes a Keras model as a LiteRT file, after comparing the two by running both.
 
@@ -75,20 +87,28 @@ def export(
             without either standard normal numbers (0 and 1 for integer inputs).
         check_examples: At most how many of them to use.
         tolerance: The largest difference that is allowed, as a fraction of the largest output.
-            1e-4 by default for float32. Quantised models are measured and, by default, not judged.
+            1e-4 by default for float32, and 1e-2 for float16 with ``sparse``. Other quantised
+            models are measured and, by default, not judged.
         seed: Of the random numbers.
         verbose: 1 shows progress on standard error.
+        sparse: Whether to store kernels without their zeros where 30 % or more are zero, with
+            ``quantize`` ``None`` or ``"float16"``. The file is smaller everywhere, and faster where
+            XNNPACK has its sparse path; the report says whether it takes it. GPU delegates refuse
+            such a file.
 
     Returns:
         What was written, how far it is from the Keras model, and what the delegates make of it.
 
     Raises:
         ArgumentError: An argument has a value that is not allowed, ``"int8"`` without calibration
-            data, or a path whose directory does not exist.
-        ModelError: The model is subclassed, unbuilt, not in float32 or has weights that are NaN.
+            data, a path whose directory does not exist, or ``sparse`` for a model without zeros,
+            with ``"dynamic"`` or ``"int8"``, or with ``check=False``.
+        ModelError: The model is subclassed, unbuilt, not in float32, has weights that are NaN or
+            still has its pruning wrappers.
         DataError: The data are empty or do not fit the model.
         ExportError: The path cannot be written, an operation has no LiteRT counterpart, or the
-            LiteRT model's outputs are NaN or differ by more than the tolerance.
+            LiteRT model's outputs are NaN or differ by more than the tolerance. With ``sparse``,
+            nothing could be encoded, or XNNPACK would compute wrong outputs on a phone.
 
     Example:
         >>> report = tfprune.export(  # doctest: +SKIP
@@ -97,9 +117,13 @@ def export(
         >>> print(report)  # doctest: +SKIP
     """
     _check_arguments(quantize, io_type, calibration, check, tolerance)
+    _check_sparse(sparse, quantize, check)
     _check_counts(calibration_examples=calibration_examples, check_examples=check_examples)
     target = writable_target(path)
     keras = keras_model(model, batch_size=batch_size, input_shape=input_shape)
+    require_unwrapped(model)
+    if sparse:
+        _check_zeros(model)
     # all data are taken before the long work, so that wrong ones are told at once
     limit = max(calibration_examples, check_examples) if quantize == "int8" else check_examples
     calibrating = None
@@ -109,11 +133,14 @@ def export(
     if check:
         checking = _checking(check_data, calibrating, keras, check_examples, seed)
 
+    found = None
     with progress(verbose, total=4) as step:
-        step("convert to float32")
-        content = convert(keras)
-        step(f"quantise: {quantize or 'nothing to do'}")
-        if quantize == "float16":
+        step(f"convert to {'sparse ' + (quantize or 'float32') if sparse else 'float32'}")
+        content = convert_sparse(keras, float16=quantize == "float16") if sparse else convert(keras)
+        step(f"quantise: {'nothing to do' if sparse else quantize or 'nothing to do'}")
+        if sparse:
+            found = _judged(content, model)
+        elif quantize == "float16":
             content = quantization.float16(content)
         elif quantize == "dynamic":
             content = quantization.dynamic(content)
@@ -122,7 +149,10 @@ def export(
             content = quantization.int8(content, keras, used, io_type=io_type)
         graph = read_graph(content)
         cpu = cpu_delegation(content)
-        comparison = _write(content, target, keras, checking, quantize, tolerance, step)
+        if tolerance is None:
+            tolerance = _tolerance(quantize, sparse=sparse)
+        with _blamed_on_blocks(found, quantize):
+            comparison = _write(content, target, keras, checking, tolerance, step)
 
     return ExportReport(
         path=target,
@@ -138,6 +168,7 @@ def export(
         calibration_examples=(
             min(len(calibrating), calibration_examples) if calibrating and quantize == "int8" else 0
         ),
+        sparse=found,
     )
 
 
@@ -180,6 +211,96 @@ def _check_arguments(
         )
 
 
+def _check_sparse(sparse: object, quantize: str | None, check: object) -> None:
+    if not isinstance(sparse, bool):
+        raise ArgumentError(f"Expected sparse to be True or False. Received: {sparse!r}.")
+    if not sparse:
+        return
+    reasons = {
+        "int8": "LiteRT computes sparse int8 convolutions densely, and loads no file with a sparse "
+        "int8 dense layer",
+        "dynamic": "LiteRT computes wrong outputs from sparse weights that are quantised so",
+    }
+    if quantize in reasons:
+        raise ArgumentError(
+            "Expected quantize to be None or 'float16' with sparse=True. Received: "
+            f"quantize={quantize!r}, and {reasons[quantize]}. Use quantize='float16' with "
+            f"sparse=True, or quantize={quantize!r} without it."
+        )
+    if not check:
+        raise ArgumentError(
+            "Expected check=True with sparse=True. Received: check=False. LiteRT is known to load "
+            "some sparse files and compute nonsense, so that each is run before it is written."
+        )
+
+
+def _check_zeros(model: Any) -> None:
+    best, most = "", 0.0
+    for layer in all_layers(model):
+        for variable in with_values(layer.weights):
+            values = variable.numpy()
+            if values.ndim > 1 and values.size and np.mean(values == 0) >= most:
+                most = float(np.mean(values == 0))
+                best = getattr(variable, "path", None) or variable.name
+    if most < _LEAST_ZEROS:
+        sparsest = (
+            f"Its sparsest kernel, {best!r}, has {most:.1%} zeros" if best else "It has no kernels"
+        )
+        raise ArgumentError(
+            f"Expected a model with a kernel of which {_LEAST_ZEROS:.0%} or more are zero with "
+            f"sparse=True; a sparse encoding makes others larger. {sparsest}. Prune it with "
+            "tfprune.prune_low_magnitude, or leave sparse=True out."
+        )
+
+
+def _judged(content: bytes, model: Any) -> SparseReport:
+    """What was encoded.
+
+    Raises:
+        ExportError: Nothing, or a phone would compute wrong outputs from it.
+    """
+    names = {layer.name for layer in all_layers(model)}
+    tensors = encoded_tensors(content, names)
+    if not tensors:
+        raise ExportError(
+            f"Expected the converter to encode the zeros of {model.name!r}, and it encoded none: "
+            "it knows sparse kernels of dense layers and two-dimensional convolutions, not those "
+            "of three-dimensional ones or loops over time (unroll=True helps there). Leave "
+            "sparse=True out."
+        )
+    path = judge_file(content, names)
+    if path.verdict == "broken":
+        raise ExportError(
+            "Expected a model that XNNPACK computes either sparsely or densely throughout. On "
+            "phones it would begin sparsely with this one and not end so, and compute wrong "
+            f"outputs or not load it (on this machine it may not): {path.blocker}. Nothing was "
+            "written. Without sparse=True the model is right everywhere."
+        )
+    return SparseReport(tensors, weight_sparsity(content), path)
+
+
+def _tolerance(quantize: str | None, *, sparse: bool) -> float | None:
+    if quantize is None:
+        return _FLOAT_TOLERANCE
+    return _FLOAT16_TOLERANCE if sparse else None
+
+
+@contextlib.contextmanager
+def _blamed_on_blocks(found: SparseReport | None, quantize: str | None) -> Iterator[None]:
+    """Says more of a failed check where the cause is known."""
+    try:
+        yield
+    except ExportError as error:
+        blocks = [t for t in found.tensors if max(t.block) > 1] if found else []
+        if quantize != "float16" or not blocks:
+            raise
+        raise ExportError(
+            f"{error} The cause is known: the zeros of the dense layer {blocks[0].layer!r} lie in "
+            "blocks of 4 inputs, and LiteRT computes NaN from such blocks in float16. Use "
+            "quantize=None, for which they are fast, or prune without blocks."
+        ) from error
+
+
 def _check_counts(**counts: int) -> None:
     for name, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
@@ -201,7 +322,6 @@ def _write(
     target: Path,
     keras: KerasModel,
     checking: Examples | None,
-    quantize: str | None,
     tolerance: float | None,
     step: Step,
 ) -> ComparisonReport | None:
@@ -215,9 +335,8 @@ def _write(
         step("compare with Keras")
         if checking is not None:
             comparison = compare(temporary, read_graph(content), keras, checking)
-            allowed = _FLOAT_TOLERANCE if tolerance is None and quantize is None else tolerance
-            if allowed is not None:
-                require_agreement(comparison, allowed)
+            if tolerance is not None:
+                require_agreement(comparison, tolerance)
         step("write")
     return comparison
 

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Literal
 
 from tfprune.litert.flatbuffer import TensorInfo
+from tfprune.sparse_path import SparsePathReport
 
 GpuStatus = Literal[
     "delegated", "refused", "no driver", "crashed", "timed out", "failed", "not run"
 ]
 
 _SLOWEST = 10
+_LARGEST = 6
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,57 @@ class GpuAudit:
 
 
 @dataclass(frozen=True)
+class SparseTensor:
+    """One tensor that a file stores without its zeros.
+
+    Attributes:
+        layer: The layer that it belongs to.
+        shape: As LiteRT has it: (outputs, height, width, inputs) of a convolution's kernel,
+            (outputs, inputs) of a dense layer's.
+        sparsity: The fraction of its elements that are zero.
+        block: The size of the blocks that are stored whole, along each axis; all 1 without blocks.
+    """
+
+    layer: str
+    shape: tuple[int, ...]
+    sparsity: float
+    block: tuple[int, ...]
+
+    def __str__(self) -> str:
+        text = f"{self.layer} {list(self.shape)}: {self.sparsity:.1%} zeros"
+        blocks = "x".join(map(str, self.block))
+        return text if max(self.block, default=1) == 1 else f"{text}, in blocks of {blocks}"
+
+
+@dataclass(frozen=True)
+class SparseReport:
+    """What a sparse file holds, and what it is good for.
+
+    Attributes:
+        tensors: Those stored without their zeros.
+        sparsity: The fraction of zeros among all kernels of convolutions and dense layers.
+        path: Whether XNNPACK computes the file sparsely on a phone.
+    """
+
+    tensors: tuple[SparseTensor, ...]
+    sparsity: float
+    path: SparsePathReport
+
+    def __str__(self) -> str:
+        largest = sorted(self.tensors, key=lambda t: -math.prod(t.shape))[:_LARGEST]
+        more = len(self.tensors) - len(largest)
+        lines = [
+            f"{len(self.tensors)} tensors without their zeros; {self.sparsity:.1%} of all kernels' "
+            "weights are zero",
+            *(f"  {tensor}" for tensor in largest),
+            *([f"  and {more} smaller ones"] if more else []),
+            str(self.path),
+            "GPU delegates refuse sparse files: export a second time without sparse=True for them",
+        ]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
 class ExportReport:
     """A LiteRT model that has been written.
 
@@ -172,6 +225,7 @@ class ExportReport:
         cpu: What the CPU delegate takes.
         gpu: What the list of operations says about GPU delegates.
         calibration_examples: How many examples set the ranges of the activations; 0 but for int8.
+        sparse: What is stored without zeros; None unless ``sparse=True``.
     """
 
     path: Path
@@ -185,6 +239,7 @@ class ExportReport:
     cpu: CpuDelegation
     gpu: GpuAudit
     calibration_examples: int = 0
+    sparse: SparseReport | None = None
 
     @property
     def largest_difference(self) -> float | None:
@@ -197,7 +252,7 @@ class ExportReport:
         return None if self.comparison is None else self.comparison.top1_agreement
 
     def __str__(self) -> str:
-        kind = self.quantize or "float32"
+        kind = (self.quantize or "float32") + (", sparse" if self.sparse else "")
         rows = [
             ("file", str(self.path)),
             ("kind", kind + self._calibrated()),
@@ -212,6 +267,8 @@ class ExportReport:
             ("CPU", str(self.cpu)),
             ("GPU", str(self.gpu)),
         ]
+        if self.sparse is not None:
+            rows.insert(-2, ("sparse", str(self.sparse)))
         return _table(rows)
 
     def _calibrated(self) -> str:
