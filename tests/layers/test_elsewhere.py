@@ -27,8 +27,7 @@ def test_the_command_line(tmp_path) -> None:
     tfprune.prune_low_magnitude(pair(dense)[0]).save(path)
     # a process that has not imported the wrapper
     program = (
-        "import sys; from tfprune.cli.main import main; "
-        f"sys.exit(main(['inspect', {str(path)!r}]))"
+        f"import sys; from tfprune.cli.main import main; sys.exit(main(['inspect', {str(path)!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 1

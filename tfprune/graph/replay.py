@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from tfprune.graph.trace import (
     Trace,
     framework_module,
     is_model,
+    is_of_framework,
     is_sequential,
     map_leaves,
 )
@@ -38,12 +40,13 @@ def replay(
 
     Returns:
         A functional model, or a sequential one where the source is one, of the same framework and
-        name. A class derived from these is not kept.
+        name. A class derived from these (with a ``train_step`` of its own, say) is kept unless it
+        has a constructor of its own.
     """
     keras = framework_module(traced.framework)
     source = traced.model
     if is_sequential(source):
-        result = keras.Sequential(name=source.name)
+        result = _class_of(source, keras.Sequential)(name=source.name)
         result.add(make_input(traced.inputs[0], traced.input_layers[0]))
         # Its calls may contain more: what Keras computes masks of time steps with.
         for layer in source.layers:
@@ -63,11 +66,18 @@ def replay(
         outputs = make(call.op)(*map_leaves(tensor_of, args), **map_leaves(tensor_of, given))
         for ref, tensor in zip(call.outputs, flatten(outputs), strict=True):
             known[ref.key] = tensor
-    return keras.Model(
+    return _class_of(source, keras.Model)(
         map_leaves(tensor_of, traced.input_structure),
         map_leaves(tensor_of, traced.output_structure),
         name=source.name,
     )
+
+
+def _class_of(source: Any, base: Any) -> Any:
+    """The class of a model if it is made like ``base``; else ``base``."""
+    kind = type(source)
+    own = list(itertools.takewhile(lambda cls: not is_of_framework(cls), kind.__mro__))
+    return kind if own and not any("__init__" in vars(cls) for cls in own) else base
 
 
 def copy_trainable(source: Any, target: Any) -> None:

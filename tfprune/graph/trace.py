@@ -100,10 +100,14 @@ def framework_of(obj: Any) -> str | None:
     Looks at class names only and imports nothing.
     """
     for cls in type(obj).__mro__:
-        root = cls.__module__.partition(".")[0]
-        if root in ("keras", "tf_keras"):
-            return root
+        if is_of_framework(cls):
+            return cls.__module__.partition(".")[0]
     return None
+
+
+def is_of_framework(cls: type) -> bool:
+    """Whether a class is one of Keras 3 or tf_keras itself."""
+    return cls.__module__.partition(".")[0] in ("keras", "tf_keras")
 
 
 def is_model(op: Any) -> bool:

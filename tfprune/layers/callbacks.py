@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
 from typing import Any
 
 import keras
 import numpy as np
 
-from tfprune.errors import ArgumentError
-from tfprune.graph.trace import all_layers, framework_of
+from tfprune.errors import ArgumentError, ModelError
+from tfprune.graph.trace import framework_of
 from tfprune.layers.distribution import strategy_scope
-from tfprune.layers.prunable import is_wrapper, walk
+from tfprune.layers.prunable import is_wrapper, walk, wrappers_of
 from tfprune.schedules.tfmot import load
 
 _HOOKS = (
@@ -33,11 +34,6 @@ _HOOKS = (
 )
 
 
-def wrappers_of(model: Any) -> list[Any]:
-    """Every pruning wrapper in a model, those in nested models and inside other layers too."""
-    return [layer for layer in all_layers(model) if is_wrapper(layer)]
-
-
 class UpdatePruningStep(keras.callbacks.Callback):  # type: ignore[misc]
     """Starts the step counters of pruning wrappers, and masks the weights after every epoch.
 
@@ -47,6 +43,11 @@ class UpdatePruningStep(keras.callbacks.Callback):  # type: ignore[misc]
 
     In a training loop of your own call ``set_model(model)`` and ``on_train_begin()`` before the
     first step, and ``on_epoch_end(epoch)`` after every epoch.
+
+    Under ``tf.distribute.MirroredStrategy`` make the wrapped model in the strategy's scope. Under
+    ``MultiWorkerMirroredStrategy`` with several workers Keras 3's own ``fit`` fails ("Attempt to
+    convert a value (PerReplica...)", Keras issue 20585), wrapped or not: there write the loop with
+    ``strategy.run``, on every worker with these three calls.
     """
 
     def set_model(self, model: Any) -> None:
@@ -56,19 +57,47 @@ class UpdatePruningStep(keras.callbacks.Callback):  # type: ignore[misc]
             become(self, load().sparsity.keras.UpdatePruningStep(), model)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Sets the counters that no training has moved to 0."""
+        """Sets the counters that no training has moved to 0.
+
+        Raises:
+            ArgumentError: in a training loop of your own, without ``set_model`` before.
+        """
+        if self.model is None:
+            raise ArgumentError(
+                "Expected a model to train. Received: none. Call set_model(model) of "
+                "UpdatePruningStep before its on_train_begin()."
+            )
+        wrappers = wrappers_of(self.model)
+        if not wrappers:
+            warnings.warn(
+                f"UpdatePruningStep has nothing to do: {self.model.name!r} has no pruning "
+                "wrappers. Train what tfprune.prune_low_magnitude(model) returns.",
+                stacklevel=2,
+            )
         with strategy_scope(self.model):
-            for wrapper in wrappers_of(self.model):
+            for wrapper in wrappers:
                 wrapper.start()
 
     def on_epoch_end(self, epoch: int = 0, logs: Any = None, **kwargs: Any) -> None:
         """Masks the weights: the optimizer's last step has filled some.
 
         tfmot calls the first argument ``batch``; that name is taken too.
+
+        Raises:
+            ModelError: no wrapper was ever called in training, so that nothing is pruned.
         """
+        wrappers = wrappers_of(self.model)
+        if wrappers and not any(wrapper.called_in_training for wrapper in wrappers):
+            raise ModelError(
+                f"Expected training calls of the wrapped layers. Received: none in {self.model!r}, "
+                "so nothing is pruned. Call the model with training=True. In a model of a class of "
+                "your own, let call() take an argument training: without it Keras does not say "
+                "that it trains."
+            )
         with strategy_scope(self.model):
-            for wrapper in wrappers_of(self.model):
-                wrapper.mask_weights()
+            for wrapper in wrappers:
+                if wrapper.built:
+                    wrapper.mask_weights()
 
 
 class PruningSummaries(keras.callbacks.TensorBoard):  # type: ignore[misc]
@@ -93,9 +122,7 @@ class PruningSummaries(keras.callbacks.TensorBoard):  # type: ignore[misc]
         self, log_dir: str | os.PathLike[str], update_freq: str | int = "epoch", **kwargs: Any
     ) -> None:
         if not isinstance(log_dir, str | os.PathLike) or not os.fspath(log_dir):
-            raise ArgumentError(
-                f"Expected log_dir to be a non-empty path. Received: {log_dir!r}."
-            )
+            raise ArgumentError(f"Expected log_dir to be a non-empty path. Received: {log_dir!r}.")
         if importlib.util.find_spec("tensorboard") is None:
             raise ImportError(
                 "PruningSummaries writes files for TensorBoard, which is not installed. "

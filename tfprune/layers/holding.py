@@ -9,7 +9,7 @@ import numpy as np
 from tfprune.errors import ArgumentError
 from tfprune.layers.distribution import strategy_scope
 from tfprune.layers.masks import Masks
-from tfprune.layers.prunable import is_wrapper, may_be_pruned, prunable_of, walk
+from tfprune.layers.prunable import is_wrapper, prunable_of, require_built, walk
 from tfprune.layers.wrapping import wrap_layers
 from tfprune.schedules import Fixed
 
@@ -31,10 +31,8 @@ def with_masks(model: Any, masks: Masks) -> Any:
     """
     Masks.over(model, masks)
     result = wrap_layers(
-        model,
-        lambda path, layer: may_be_pruned(layer),
-        {"pruning_schedule": Fixed(masks.sparsity)},
-    )
+        model, lambda layer: True, {"pruning_schedule": Fixed(masks.sparsity)}
+    )  # fmt: skip
     set_masks(result, masks)
     return result
 
@@ -50,6 +48,7 @@ def set_masks(model: Any, masks: Masks) -> None:
 
     Raises:
         ArgumentError: a mask does not fit, or would zero a weight that has no wrapper.
+        ModelError: no built Keras 3 model.
     """
     current = masks_of(model)
     Masks.over(model, {**current, **masks})  # refuses what does not fit
@@ -74,7 +73,12 @@ def set_masks(model: Any, masks: Masks) -> None:
 
 
 def masks_of(model: Any) -> Masks:
-    """The masks that the wrappers of a model hold at present."""
+    """The masks that the wrappers of a model hold at present.
+
+    Raises:
+        ModelError: no built Keras 3 model.
+    """
+    require_built(model)
     return Masks(
         {
             f"{path}/{weight.name}": mask

@@ -10,6 +10,7 @@ Reference: Zhu and Gupta, "To prune, or not to prune", arXiv:1710.01878, as tfmo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import keras
@@ -17,7 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfprune.errors import ArgumentError, ModelError
-from tfprune.graph.trace import framework_of, in_stateless_scope, raw_variable
+from tfprune.graph.trace import (
+    framework_of,
+    in_stateless_scope,
+    raw_variable,
+    take_call_signature,
+)
 from tfprune.layers.prunable import is_wrapper, prunable_of
 from tfprune.schedules import ConstantSparsity, PruningSchedule, deserialize, serialize
 
@@ -77,13 +83,14 @@ class PruneLowMagnitude(keras.layers.Wrapper):  # type: ignore[misc]
         kwargs["name"] = f"prune_low_magnitude_{layer.name}"
         kwargs.setdefault("dtype", layer.dtype_policy)
         super().__init__(layer, autocast=False, **kwargs)
+        take_call_signature(self, layer)
         self.supports_masking = layer.supports_masking
-        if not layer.trainable:
-            self.trainable = False
+        if not (layer.trainable and kwargs.get("trainable", True)):
+            self.trainable = layer.trainable = False
         self.pruning_schedule = pruning_schedule
-        self.block_size = tuple(block_size)
+        self.block_size = tuple(map(int, block_size))
         self.block_pooling_type = block_pooling_type
-        self.sparsity_m_by_n = None if sparsity_m_by_n is None else tuple(sparsity_m_by_n)
+        self.sparsity_m_by_n = None if sparsity_m_by_n is None else tuple(map(int, sparsity_m_by_n))
         self.pruning_vars: list[tuple[Any, Any, Any]] = []
         self.pruning_step: Any = None
         self._first_step = NOT_STARTED
@@ -130,7 +137,7 @@ class PruneLowMagnitude(keras.layers.Wrapper):  # type: ignore[misc]
         )
         self.built = True
 
-    def call(self, inputs: Any, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
+    def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         """Updates step, masks and weights, then calls the layer."""
         if not in_stateless_scope():
             if training:
@@ -138,7 +145,7 @@ class PruneLowMagnitude(keras.layers.Wrapper):  # type: ignore[misc]
                 raw_variable(self.pruning_step).assign_add(1)
                 self.pruning_obj.conditional_mask_update()
             self.mask_weights()
-        return self.layer(inputs, *args, **kwargs)
+        return self.layer(*args, **kwargs)
 
     @property
     def pruning_obj(self) -> Any:
@@ -163,6 +170,11 @@ class PruneLowMagnitude(keras.layers.Wrapper):  # type: ignore[misc]
             self._first_step = 0
         elif int(np.asarray(self.pruning_step)) == NOT_STARTED:
             self.pruning_step.assign(0)
+
+    @property
+    def called_in_training(self) -> bool:
+        """Whether the step counter has moved."""
+        return bool(self.built and int(np.asarray(self.pruning_step)) > 0)
 
     def mask_weights(self) -> None:
         """Multiplies the weights by their masks, in place."""
@@ -214,6 +226,17 @@ class PruneLowMagnitude(keras.layers.Wrapper):  # type: ignore[misc]
         if not self.built:
             self.build()
 
+    def around(self, layer: Any) -> PruneLowMagnitude:
+        """A wrapper like this one, not started, around another layer."""
+        config = super().get_config() | {
+            "layer": layer,
+            "pruning_schedule": self.pruning_schedule,
+            "block_size": self.block_size,
+            "block_pooling_type": self.block_pooling_type,
+            "sparsity_m_by_n": self.sparsity_m_by_n,
+        }
+        return type(self)(**config)
+
     def get_config(self) -> dict[str, Any]:
         """Everything that the wrapper is made from."""
         return {
@@ -259,6 +282,14 @@ class PruneLowMagnitude(keras.layers.Wrapper):  # type: ignore[misc]
                     f"Expected weights of 2 axes for block_size={self.block_size}. Received: "
                     f"{where!r} of shape {shape}. Wrap only the Dense layers with blocks, and the "
                     "others with block_size=(1, 1)."
+                )
+            blocks = [-(-n // size) for n, size in zip(shape, self.block_size, strict=False)]
+            if self.block_size != (1, 1) and min(blocks) < 2:
+                raise ArgumentError(
+                    f"Expected room for 2 blocks or more along both axes for block_size="
+                    f"{self.block_size}, as tfmot's block pruning needs it. Received: {where!r} of "
+                    f"shape {shape}, with {blocks[0]} x {blocks[1]} blocks. Take smaller blocks "
+                    "there, or wrap that layer with block_size=(1, 1)."
                 )
             if self.sparsity_m_by_n is not None and rank not in (2, 4):
                 raise ArgumentError(
@@ -307,7 +338,7 @@ def _whole_numbers(value: Any, count: int) -> bool:
         isinstance(value, Sequence)
         and not isinstance(value, str)
         and len(value) == count
-        and all(isinstance(item, int) and not isinstance(item, bool) for item in value)
+        and all(isinstance(item, Integral) and not isinstance(item, bool) for item in value)
     )
 
 

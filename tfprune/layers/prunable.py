@@ -82,10 +82,22 @@ def is_wrapper(layer: Any) -> bool:
     return bool(getattr(layer, "is_pruning_wrapper", False))
 
 
+def wrappers_of(model: Any) -> list[Any]:
+    """Every pruning wrapper in a model, those in nested models and inside other layers too."""
+    return [layer for layer in all_layers(model) if is_wrapper(layer)]
+
+
 def may_be_pruned(layer: Any) -> bool:
-    """Whether a layer, built or not, has weights that masks apply to, as far as can be told."""
+    """Whether a layer, built or not, has weights that masks apply to, as far as can be told.
+
+    Of an unbuilt layer with a ``build`` of its own it cannot: the wrapper then sees when it is
+    built.
+    """
     return any(
-        hasattr(leaf, "get_prunable_weights") or _kernel_names(leaf) for leaf in _leaves(layer)
+        hasattr(leaf, "get_prunable_weights")
+        or _kernel_names(leaf)
+        or (not leaf.built and not _is_of_keras(leaf))
+        for leaf in _leaves(layer)
     )
 
 
@@ -151,11 +163,7 @@ def _require_known(layer: Any, path: str) -> None:
     if hasattr(layer, "get_prunable_weights") or is_model(layer):
         return
     if not isinstance(layer, OPAQUE):
-        if any(
-            cls.__module__.startswith("keras.") and cls not in _BASES
-            for cls in type(layer).__mro__
-            if issubclass(cls, keras.Operation)
-        ):
+        if _is_of_keras(layer):
             return
         inside = {id(variable) for inner in all_layers(layer) for variable in inner.weights}
         if all(id(variable) in inside for variable in layer.weights):
@@ -167,6 +175,15 @@ def _require_known(layer: Any, path: str) -> None:
         "kernels, or [] to leave it dense; or wrap only the other layers: "
         "keras.models.clone_model with a clone_function that calls tfprune.prune_low_magnitude "
         "on those."
+    )
+
+
+def _is_of_keras(layer: Any) -> bool:
+    """Whether a layer is one of ``keras.layers``, or descends from one that is not abstract."""
+    return any(
+        cls.__module__.startswith("keras.") and cls not in _BASES
+        for cls in type(layer).__mro__
+        if issubclass(cls, keras.Operation)
     )
 
 
@@ -197,16 +214,23 @@ def _distinct(found: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
     return list(result.items())
 
 
-def walk(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def walk(model: Any) -> Iterator[tuple[str, Any]]:
     """Path and layer of every layer of a model, nested models walked in place.
 
-    Pruning wrappers come as they are, under the path of the layer that they wrap.
+    Pruning wrappers come as they are, under the path of the layer that they wrap. A layer that
+    stands in several places comes once, under its first path.
     """
-    for layer in model.layers:
-        if is_model(layer):
-            yield from walk(layer, f"{prefix}{layer.name}/")
-        else:
-            yield f"{prefix}{(layer.layer if is_wrapper(layer) else layer).name}", layer
+    seen: set[int] = set()
+
+    def walked(model: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        for layer in model.layers:
+            if is_model(layer):
+                yield from walked(layer, f"{prefix}{layer.name}/")
+            elif id(layer) not in seen:
+                seen.add(id(layer))
+                yield f"{prefix}{(layer.layer if is_wrapper(layer) else layer).name}", layer
+
+    yield from walked(model, "")
 
 
 def prunable_weights(model: Any) -> dict[str, Any]:
@@ -223,6 +247,20 @@ def prunable_weights(model: Any) -> dict[str, Any]:
     Raises:
         ModelError: an unknown layer, or a model that is not built.
     """
+    require_built(model)
+    return {
+        f"{path}/{weight.name}": weight.variable
+        for path, layer in walk(model)
+        for weight in prunable_of(layer.layer if is_wrapper(layer) else layer, path)
+    }
+
+
+def require_built(model: Any) -> None:
+    """Refuses what is no Keras 3 model, and models whose weights do not exist yet.
+
+    Raises:
+        ModelError: with what to do.
+    """
     if framework_of(model) != "keras" or not is_model(model):
         raise ModelError(
             f"Expected a Keras 3 model. Received: {type(model).__name__}. "
@@ -233,8 +271,3 @@ def prunable_weights(model: Any) -> dict[str, Any]:
             f"Expected a built model. Received: {model.name!r}, which does not know its input "
             "shape. Call model.build(input_shape), or put a keras.Input first."
         )
-    return {
-        f"{path}/{weight.name}": weight.variable
-        for path, layer in walk(model)
-        for weight in prunable_of(layer.layer if is_wrapper(layer) else layer, path)
-    }

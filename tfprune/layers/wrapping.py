@@ -11,9 +11,17 @@ import numpy as np
 
 from tfprune.errors import ModelError
 from tfprune.graph.replay import copy_trainable, replay
-from tfprune.graph.trace import framework_of, functional_of, is_model, is_sequential, trace
+from tfprune.graph.trace import (
+    framework_of,
+    functional_of,
+    is_model,
+    is_sequential,
+    lambda_output_shape,
+    trace,
+)
+from tfprune.layers.keras2 import for_keras2, keras2_scope
 from tfprune.layers.magnitude import DEFAULT_SCHEDULE, PruneLowMagnitude, check_arguments
-from tfprune.layers.prunable import is_wrapper, may_be_pruned, prunable_of, walk
+from tfprune.layers.prunable import is_wrapper, may_be_pruned, prunable_of, walk, wrappers_of
 from tfprune.schedules.tfmot import load
 
 
@@ -42,13 +50,15 @@ def prune_low_magnitude(
             ``ensure_model_supports_pruning(model)``; layers that it does not allow are not wrapped.
             For models only, as in tfmot.
         sparsity_m_by_n: ``(m, n)``: m zeros in every n consecutive weights along the inputs.
-        **kwargs: of the wrapper, where a single layer is wrapped.
+        **kwargs: further arguments of the wrappers, which are Keras layers.
 
     Returns:
         For a model a new one, uncompiled, with the same weights; the source stays as it is, and
         only layers with weights to prune are wrapped (tfmot wraps all, and shares their weights
-        with the source). For a layer the wrapper, which takes it over. For a list the list of
-        wrappers, with layers that have nothing to prune as they were.
+        with the source). As with tfmot, an output is named after its wrapper: a dictionary of
+        losses has "prune_low_magnitude_head" where it had "head". For a layer the wrapper, which
+        takes it over. For a list the list of wrappers, with layers that have nothing to prune as
+        they were.
 
     Raises:
         ArgumentError: an argument is not allowed, or does not fit a layer's weights.
@@ -69,10 +79,12 @@ def prune_low_magnitude(
         "sparsity_m_by_n": sparsity_m_by_n,
     }
     if _is_keras2(to_prune):
+        options["pruning_schedule"] = for_keras2(pruning_schedule)
         return load().sparsity.keras.prune_low_magnitude(
             to_prune, pruning_policy=pruning_policy, **options, **kwargs
         )
     check_arguments(**options)
+    options |= kwargs
     if isinstance(to_prune, list | tuple):
         return [_wrapped(layer, options) for layer in to_prune]
     if is_model(to_prune):
@@ -81,10 +93,7 @@ def prune_low_magnitude(
             pruning_policy.ensure_model_supports_pruning(to_prune)
         wrapped = wrap_layers(
             to_prune,
-            lambda path, layer: (
-                may_be_pruned(layer)
-                and (pruning_policy is None or bool(pruning_policy.allow_pruning(layer)))
-            ),
+            lambda layer: pruning_policy is None or bool(pruning_policy.allow_pruning(layer)),
             options,
         )
         if not any(is_wrapper(layer) for _, layer in walk(wrapped)):
@@ -94,7 +103,7 @@ def prune_low_magnitude(
             )
         return wrapped
     if isinstance(to_prune, keras.layers.Layer):
-        return PruneLowMagnitude(to_prune, **options, **kwargs)
+        return PruneLowMagnitude(to_prune, **options)
     raise ModelError(
         "Expected a functional or sequential model, a layer, or a list of layers. "
         f"Received: {type(to_prune).__name__}."
@@ -112,7 +121,7 @@ def strip_pruning(model: Any) -> Any:
         is. It loads anywhere without tfprune.
 
     Raises:
-        ModelError: not a functional or sequential model.
+        ModelError: not a functional or sequential model; a wrapper inside another layer.
     """
     if _is_keras2(model):
         return load().sparsity.keras.strip_pruning(model)
@@ -127,6 +136,13 @@ def strip_pruning(model: Any) -> Any:
         return (layer.layer, remember) if is_wrapper(layer) else None
 
     result = _rebuilt(model, bare)
+    hidden = [layer.layer.name for layer in wrappers_of(result)]
+    if hidden:
+        raise ModelError(
+            f"Expected pruning wrappers around the layers of {model.name!r}. Received: some inside "
+            f"other layers, around {hidden}, where they cannot be taken off. Wrap the outer layers "
+            "instead: prune_low_magnitude(TimeDistributed(layer)) prunes what is inside."
+        )
     for wrapper, copy in masked:
         for (_, mask, _), weight in zip(wrapper.pruning_vars, prunable_of(copy), strict=True):
             weight.variable.assign(np.asarray(weight.variable) * np.asarray(mask))
@@ -144,24 +160,22 @@ def prune_scope() -> Iterator[None]:
         >>> with tfprune.prune_scope():  # doctest: +SKIP
         ...     model = keras.models.load_model("pruned.keras")
     """
-    with load().sparsity.keras.prune_scope():
+    with load().sparsity.keras.prune_scope(), keras2_scope():
         yield
 
 
-def wrap_layers(
-    model: Any, wanted: Callable[[str, Any], bool], options: dict[str, Any]
-) -> Any:  # fmt: skip
-    """A copy of ``model`` with a wrapper around every layer for which ``wanted(path, layer)``.
+def wrap_layers(model: Any, allowed: Callable[[Any], bool], options: dict[str, Any]) -> Any:
+    """A copy of ``model`` with a wrapper around every prunable layer for which ``allowed(layer)``.
 
     Layers that are wrapped already keep their wrapper, their masks and their step.
     """
 
     def wrapper(path: str, layer: Any) -> tuple[Any, Change] | None:
-        if is_wrapper(layer):
+        if is_wrapper(layer) or not allowed(layer):
             return None
         if layer.built:
             prunable_of(layer, path)  # refuses unknown layers, with their path
-        if not wanted(path, layer):
+        if not may_be_pruned(layer):
             return None
         return layer, lambda copy: PruneLowMagnitude(copy, **options)
 
@@ -222,9 +236,23 @@ def _rebuilt(model: Any, change: Callable[[str, Any], tuple[Any, Change] | None]
 
 
 def _copy(op: Any) -> Any:
-    """The same layer or operation anew; a Lambda, which has no weights, is shared."""
-    if isinstance(op, keras.layers.Lambda):
-        return op
+    """The same layer or operation anew.
+
+    Two kinds are made without their configuration. In that of a Lambda the function is code, which
+    Keras refuses to load in safe mode; for that of a wrapper it would look up the layer's class and
+    the schedule's by name, and know only registered ones.
+    """
+    if type(op) is keras.layers.Lambda:
+        return keras.layers.Lambda(
+            op.function,
+            output_shape=lambda_output_shape(op),
+            mask=op.mask,
+            arguments=op.arguments,
+            name=op.name,
+            dtype=op.dtype_policy,
+        )
+    if is_wrapper(op):
+        return op.around(_copy(op.layer))
     try:
         return type(op).from_config(op.get_config())
     except Exception as error:
