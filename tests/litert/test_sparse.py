@@ -184,7 +184,7 @@ class TestRefused:
         wrapped = PruneLowMagnitude(keras.layers.Dense(3), name="wrapped")
         inner = keras.Sequential([keras.Input((4,)), wrapped])
         model = keras.Sequential([keras.Input((4,)), inner])
-        with pytest.raises(ModelError, match=r"'wrapped' the first.*strip_pruning\(model\)"):
+        with pytest.raises(ModelError, match=r"such as 'wrapped'.*strip_pruning\(model\)"):
             tfprune.export(model, tmp_path / "m.tflite", sparse=sparse)
 
     def test_wrappers_of_tfmot(self, tmp_path) -> None:

@@ -6,14 +6,18 @@ compatible operations to clusters, drops a cluster one of whose operations reads
 model, a model output or an incompatible operation, or one of whose tensors is read from outside,
 and takes the rest if more than two thirds of their 1x1 weights are zero.
 
-*Measured*, with ai-edge-litert 2.3.0 and the processor's AVX hidden from it, on 125 networks: what
-follows from that search. It does not look at what a cluster *writes*. A cluster that an
-incompatible operation cuts off is taken all the same, if some mean in the model could end one; its
-last operation then writes in the wrong layout, and the outputs are wrong numbers, or loading fails.
-:func:`judge` calls that ``"broken"``. A mean ends a cluster well with ``keepdims=False``; with
-``keepdims=True`` its output gets the shape (1, C, 1, 1), and only a 1x1 convolution inside the
-cluster (as in squeeze and excitation) or a layer that flattens can read it. A dense layer on the
-channels of an image belongs to the cluster and its weights count; one behind the mean does not.
+*Measured*, with ai-edge-litert 2.3.0 and the processor's AVX hidden from it: what follows from that
+search. ``python -m benchmarks.sparse_path`` measures it again, on the networks of
+``tests/sparse_path`` and on MobileNets. Further networks were seen once, by scripts that were not
+kept, among them all that end with depth-to-space and most of the unary operations.
+
+The search does not look at what a cluster *writes*. A cluster that an incompatible operation cuts
+off is taken all the same, if some mean in the model could end one; its last operation then writes
+in the wrong layout, and the outputs are wrong numbers, or loading fails. :func:`judge` calls that
+``"broken"``. A mean ends a cluster well with ``keepdims=False``; with ``keepdims=True`` its output
+gets the shape (1, C, 1, 1), and only a 1x1 convolution inside the cluster (as in squeeze and
+excitation) or a layer that flattens can read it. A dense layer on the channels of an image belongs
+to the cluster and its weights count; one behind the mean does not.
 """
 
 from __future__ import annotations

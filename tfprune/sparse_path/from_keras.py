@@ -46,7 +46,7 @@ def keras_sparse_path(model: Any, *, sparsity: float | None = None) -> SparsePat
         The verdict, with the first layer in the way. It is ``"sparse"`` only if the exported file's
         is; where the converter finds something simpler (a multiplication by a number that it draws
         into a convolution, say) it may be stricter than :func:`tfprune.litert.sparse_path`, and
-        call ``"broken"`` what is dense.
+        call ``"broken"`` what is dense or sparse.
 
     Raises:
         ModelError: A subclassed or unbuilt model.
