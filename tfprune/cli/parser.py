@@ -105,8 +105,8 @@ def build_parser() -> argparse.ArgumentParser:
     prune.add_argument(
         "--criterion",
         metavar="NAME",
-        help="what a channel is worth: l1 (default), l2, bn_scale, fpgm, random, "
-        "and with --data taylor, activation_mean, apoz",
+        help="what a channel is worth: l1 (default), l2, bn_scale, fpgm, group_norm, random, "
+        "and with --data taylor, activation_mean, apoz, hrank, chip",
     )
     prune.add_argument(
         "--data", metavar="NAME", help="data set for criteria that need one: digits, cifar10, …"

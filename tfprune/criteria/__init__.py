@@ -10,7 +10,10 @@ from typing import Any
 
 from tfprune.criteria.activation import ActivationMean, APoZ
 from tfprune.criteria.batch_norm_scale import BatchNormScale
+from tfprune.criteria.chip import CHIP
 from tfprune.criteria.fpgm import FPGM
+from tfprune.criteria.group_norm import GroupNorm
+from tfprune.criteria.hrank import HRank
 from tfprune.criteria.norm import L1, L2
 from tfprune.criteria.random import Random
 from tfprune.criteria.scores import Criterion, Scores
@@ -22,15 +25,19 @@ _WITHOUT_DATA: dict[str, Callable[[], Criterion]] = {
     "l2": L2,
     "bn_scale": BatchNormScale,
     "fpgm": FPGM,
+    "group_norm": GroupNorm,
     "random": Random,
 }
 _WITH_DATA: dict[str, Callable[[Any], Criterion]] = {
     "taylor": Taylor,
     "activation_mean": ActivationMean,
     "apoz": APoZ,
+    "hrank": HRank,
+    "chip": CHIP,
 }
 
 __all__ = [
+    "CHIP",
     "FPGM",
     "L1",
     "L2",
@@ -38,6 +45,8 @@ __all__ = [
     "ActivationMean",
     "BatchNormScale",
     "Criterion",
+    "GroupNorm",
+    "HRank",
     "Random",
     "Scores",
     "Taylor",
@@ -56,7 +65,8 @@ def get(criterion: Any, data: Any = None) -> Criterion:
 
     Args:
         criterion: a name such as ``"l1"``, or any callable from a graph to scores.
-        data: for the names that need data (``"taylor"``, ``"activation_mean"``, ``"apoz"``).
+        data: for the names that need data (``"taylor"``, ``"activation_mean"``, ``"apoz"``,
+            ``"hrank"``, ``"chip"``).
 
     Raises:
         ArgumentError: an unknown name (the message lists the known ones), a name that needs data
