@@ -103,6 +103,25 @@ def test_a_plan_out_and_in_again(run, files, tmp_path) -> None:
     assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+def test_a_plan_with_new_values_in_and_out_again(run, refused, files, tmp_path) -> None:
+    source = files / "net.keras"
+    first, second, small = (tmp_path / name for name in ("a.json", "b.json", "small.keras"))
+    graph = tfprune.analyse(keras.saving.load_model(source))
+    kernel = np.random.default_rng(0).standard_normal((3, 3, 3, 16)).astype("float32")
+    kept = {"first": [0, 4, 9]}
+    PruningPlan.of(graph, kept, values={"second/kernel": kernel}).save(first)
+    outcome = run("prune", source, small, "--plan", first, "--save-plan", second)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "1 weight gets new values" in outcome.out and "masked equals pruned" in outcome.out
+    written = keras.saving.load_model(small).get_layer("second").kernel
+    assert np.array_equal(np.asarray(written), kernel)
+    assert second.read_text() == first.read_text().replace("a.values.npz", "b.values.npz")
+    found = run("prune", source, "--plan", second, "--dry-run", "--json").json
+    assert found["new_values"] == ["second/kernel"]
+    (tmp_path / "b.values.npz").unlink()
+    assert "is not there" in refused("prune", source, small, "--plan", second)
+
+
 def test_prune_with_a_data_set(run, files) -> None:
     found = run("prune", files / "net.keras", "--dry-run", "--json", "--ratio", 0.5,
                 "--criterion", "apoz", "--data", "digits")  # fmt: skip

@@ -83,6 +83,7 @@ def prune(options: Namespace) -> int:
     if options.json:
         _print_json({
             "plan": {name: len(kept) for name, kept in plan.kept.items()},
+            "new_values": list(plan.values),
             "notes": dict(plan.notes),
             "parameters": [before.parameters, after.parameters],
             "macs": [before.macs, after.macs],

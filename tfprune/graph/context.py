@@ -58,6 +58,11 @@ class Site:
     scored: bool = True
     scale: Callable[[Keep], float] | None = None
 
+    @property
+    def full_name(self) -> str:
+        """The path of the operation and the weight's name, such as ``"block1/conv/kernel"``."""
+        return f"{self.path}/{self.name}"
+
 
 @dataclass(frozen=True)
 class Term:

@@ -47,8 +47,13 @@ class Member:
     scored: bool
     masked: bool
 
+    @property
+    def full_name(self) -> str:
+        """What a plan calls the weight: ``"block1/conv/kernel"``."""
+        return f"{self.path}/{self.weight}"
+
     def __str__(self) -> str:
-        return f"{self.path}/{self.weight} axis {self.axis}"
+        return f"{self.full_name} axis {self.axis}"
 
 
 @dataclass(frozen=True)

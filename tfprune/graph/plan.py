@@ -1,28 +1,36 @@
-"""Pruning plans: the channels each group keeps. They can be saved, read, edited and replayed."""
+"""Pruning plans: the channels each group keeps, and new values for some weights.
+
+They can be saved, read, edited and replayed.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tfprune.errors import PlanError
+from tfprune.graph import values as new_values
 from tfprune.graph.groups import ChannelGraph, ChannelGroup
 from tfprune.graph.structure import Structure
 from tfprune.writing import replacing, writable_target
 
 _FORMAT = "tfprune plan"
-_VERSION = 1
+# A plan without new values is written as version 1, which knew none.
+_VERSION, _VERSION_WITH_VALUES = 1, 2
+# Of the JSON. The plan of the largest network of keras.applications takes less than a hundredth.
+_MOST_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """The kept channels of every group that loses some.
+    """The kept channels of every group that loses some, and new values for some weights.
 
     Attributes:
         kept: group name -> sorted indices of the channels kept, within the group. Groups that are
@@ -30,12 +38,30 @@ class PruningPlan:
         widths: group name -> width before pruning, for the groups named in ``kept``.
         structure: the model that the plan belongs to.
         notes: how the plan came about, in words (criterion, budget); informative only.
+        values: new values that take the place of slices of the model's (reconstruction): full name
+            of a weight, such as ``"block/conv/kernel"`` (``Member.full_name``) -> read-only
+            floating-point array in the shape of the *pruned* weight: the kept positions only, in
+            ascending order. A bias may get some as well as a kernel. They were found for one
+            set of weights: a plan that is applied to a sibling, a model of the same architecture
+            with other weights, gives it the same values.
     """
 
     kept: Mapping[str, tuple[int, ...]]
     widths: Mapping[str, int]
     structure: Structure
     notes: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", new_values.frozen(self.values))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, PruningPlan):
+            return NotImplemented
+        mine, others = (
+            (plan.kept, plan.widths, plan.structure, plan.notes) for plan in (self, other)
+        )
+        return mine == others and new_values.equal(self.values, other.values)
 
     @classmethod
     def of(
@@ -43,12 +69,21 @@ class PruningPlan:
         graph: ChannelGraph,
         kept: Mapping[str, Any],
         notes: Mapping[str, str] | None = None,
+        values: Mapping[str, Any] | None = None,
     ) -> PruningPlan:
         """A plan for ``graph`` from kept indices by group name; groups kept whole are left out.
 
+        Args:
+            graph: the analysed model.
+            kept: group name -> indices of the channels that stay.
+            notes: how the plan came about.
+            values: new values for weights, as in :attr:`values`; copied.
+
         Raises:
             PlanError: an unknown group, one that may not be pruned, indices that are out of range
-                or repeated, or nothing kept.
+                or repeated, or nothing kept; new values for an unknown weight, of another shape
+                than the kept part of the weight, of another type than floating point, or not
+                finite.
         """
         unknown = [name for name in kept if name not in graph.by_name]
         if unknown:
@@ -63,18 +98,33 @@ class PruningPlan:
             widths={name: graph[name].width for name in losing},
             structure=graph.structure,
             notes=dict(notes or {}),
+            values={} if values is None else values,
         ).for_graph(graph)
+
+    def with_values(self, graph: ChannelGraph, values: Mapping[str, Any]) -> PruningPlan:
+        """The plan with new values for more weights, in the names of ``graph``.
+
+        Args:
+            graph: the analysed model.
+            values: as in :attr:`values`; they replace those that the plan has for the same weights.
+
+        Raises:
+            PlanError: the plan or the values do not fit, as in :meth:`of`.
+        """
+        plan = self.for_graph(graph)
+        return replace(plan, values={**plan.values, **new_values.frozen(values)}).for_graph(graph)
 
     def for_graph(self, graph: ChannelGraph) -> PruningPlan:
         """The plan in the names of the model behind ``graph``, checked to fit it.
 
         Keras numbers unnamed layers anew whenever it builds a model, so that the same architecture
-        may have other names: groups are found by the position of their layers then.
+        may have other names: groups and weights are found by the position of their layers then.
 
         Raises:
             PlanError: the model has another structure (the message says where); a group that is
                 unknown, of another width or may not be pruned; indices that are out of range or
-                repeated; a layer that would lose all channels on an axis.
+                repeated; a layer that would lose all channels on an axis; new values that do not
+                fit.
         """
         paths = self.structure.renaming(graph.structure)
         if paths is None:
@@ -104,10 +154,15 @@ class PruningPlan:
                         f"leaves {site.path!r} without any on an axis of its {site.name}."
                     )
         widths = {name: graph[name].width for name in kept}
-        return PruningPlan(kept, widths, graph.structure, self.notes)
+        values = new_values.fitted(graph.record, keep, self.values, paths)
+        return PruningPlan(kept, widths, graph.structure, self.notes, values)
 
     def apply(self, model: Any) -> Any:
-        """The smaller model; ``model`` is left as it is. See :func:`tfprune.surgery.apply`."""
+        """The smaller model; ``model`` is left as it is. See :func:`tfprune.surgery.apply`.
+
+        ``model`` may be any of the architecture: a sibling with other weights loses the same
+        channels and gets the same new values.
+        """
         from tfprune.surgery import apply  # upwards on purpose: a plan is the user's handle
 
         return apply(model, self)
@@ -115,13 +170,18 @@ class PruningPlan:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the plan as JSON, whole or not at all.
 
+        New values go into one file beside it: ``plan.values.npz`` for ``plan.json``. The JSON names
+        it with a checksum, so that neither is ever read with the other of another plan. Move or
+        copy both. A plan without new values writes none, and leaves one that is there alone.
+
         Raises:
             ArgumentError: the folder does not exist.
-            FileError: the file cannot be written.
+            FileError: a file cannot be written.
         """
-        document = {
+        target = writable_target(path)
+        document: dict[str, Any] = {
             "format": _FORMAT,
-            "version": _VERSION,
+            "version": _VERSION_WITH_VALUES if self.values else _VERSION,
             "fingerprint": self.structure.fingerprint,
             "notes": dict(self.notes),
             "groups": {
@@ -130,7 +190,17 @@ class PruningPlan:
             },
             "model": dict(self.structure.layers),
         }
-        with replacing(writable_target(path)) as temporary:
+        if not self.values:
+            with replacing(target) as temporary:
+                temporary.write_text(_dump(document), encoding="utf-8")
+            return
+        beside = writable_target(new_values.file_beside(target))
+        # Both are complete before the first takes its place; between the two, what stands there
+        # are files of different plans, which are refused.
+        with replacing(target) as temporary, replacing(beside) as arrays:
+            document["values"] = new_values.write_arrays(
+                arrays, new_values.file_beside(target).name, self.values, self.kept
+            )
             temporary.write_text(_dump(document), encoding="utf-8")
 
     @classmethod
@@ -138,17 +208,26 @@ class PruningPlan:
         """Reads a plan that :meth:`save` wrote (or a person edited).
 
         Raises:
-            PlanError: no such file; not JSON (truncated); not a plan; of a later version.
+            PlanError: no such file; too large; not JSON (truncated); not a plan; of a later
+                version; the file with its new values is missing, damaged or of another plan, or
+                was made for other channels than the JSON keeps.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            with open(path, "rb") as file:
+                content = file.read(_MOST_BYTES + 1)
+            text = content.decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise PlanError(
                 f"Expected a plan file that can be read. Received: {str(path)!r} ({error})."
             ) from error
+        if len(content) > _MOST_BYTES:
+            raise PlanError(
+                f"Expected a plan of at most {_MOST_BYTES:,} bytes. {str(path)!r} is larger, which "
+                "no plan is that tfprune writes."
+            )
         try:
             document = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # a JSONDecodeError is a ValueError
             raise PlanError(
                 f"Expected a plan in JSON. {str(path)!r} is damaged or no JSON: {error}. "
                 "If it was cut off while being written, make the plan again."
@@ -158,10 +237,16 @@ class PruningPlan:
                 f"Expected a file written by PruningPlan.save. {str(path)!r} is JSON of another "
                 'kind (it has no entry "format": "tfprune plan").'
             )
-        if document.get("version") != _VERSION:
+        version = document.get("version")
+        if version not in (_VERSION, _VERSION_WITH_VALUES):
             raise PlanError(
-                f"Expected a plan of version {_VERSION}. Received: version "
-                f"{document.get('version')!r}. Install the tfprune that wrote it."
+                f"Expected a plan of version {_VERSION} or {_VERSION_WITH_VALUES}. Received: "
+                f"version {version!r}. Install the tfprune that wrote it."
+            )
+        if version == _VERSION and "values" in document:
+            raise PlanError(
+                f'Expected a plan of version {_VERSION} without an entry "values", which came with '
+                f"version {_VERSION_WITH_VALUES}. {str(path)!r} is damaged; make the plan again."
             )
         try:
             structure = Structure({str(k): str(v) for k, v in document["model"].items()})
@@ -176,7 +261,11 @@ class PruningPlan:
                 f'Expected a plan with entries "model" and "groups". {str(path)!r} is '
                 f"damaged: {type(error).__name__}: {error}."
             ) from error
-        return cls(kept=kept, widths=widths, structure=structure, notes=notes)
+        values: Mapping[str, Any] = {}
+        if "values" in document:
+            real = Path(os.path.realpath(path))  # save follows a symbolic link, too
+            values = new_values.read_arrays(real, document["values"], kept)
+        return cls(kept, widths, structure, notes, values)
 
     def __str__(self) -> str:
         from tfprune.reports.tables import plan_table
@@ -185,16 +274,33 @@ class PruningPlan:
 
 
 def _dump(document: dict[str, Any]) -> str:
-    """JSON with one line per group, so that plans diff well."""
-    groups = ",\n".join(
-        f"    {json.dumps(name)}: {json.dumps(entry)}" for name, entry in document["groups"].items()
+    """JSON with one line per group, weight and layer, so that plans diff well."""
+    lines = [
+        f"  {json.dumps(key)}: {json.dumps(value)}"
+        for key, value in document.items()
+        if key not in ("groups", "values", "model")
+    ]
+    lines.append(f'  "groups": {_block(document["groups"], 2)}')
+    if "values" in document:
+        entry = document["values"]
+        inner = [
+            f"    {json.dumps(key)}: {json.dumps(value)}"
+            for key, value in entry.items()
+            if key != "weights"
+        ]
+        inner.append(f'    "weights": {_block(entry["weights"], 4)}')
+        lines.append('  "values": {\n' + ",\n".join(inner) + "\n  }")
+    lines.append(f'  "model": {_block(document["model"], 2)}')
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _block(entries: Mapping[str, Any], indent: int) -> str:
+    """A JSON object with one line per entry."""
+    space = " " * indent
+    lines = ",\n".join(
+        f"{space}  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in entries.items()
     )
-    layers = ",\n".join(
-        f"    {json.dumps(name)}: {json.dumps(text)}" for name, text in document["model"].items()
-    )
-    head = {k: v for k, v in document.items() if k not in ("groups", "model")}
-    lines = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in head.items())
-    return f'{{\n{lines},\n  "groups": {{\n{groups}\n  }},\n  "model": {{\n{layers}\n  }}\n}}\n'
+    return f"{{\n{lines}\n{space}}}"
 
 
 def _index(value: Any) -> int:

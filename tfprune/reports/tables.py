@@ -61,6 +61,9 @@ def plan_table(plan: PruningPlan) -> str:
         f"Plan for a model with fingerprint {plan.structure.fingerprint}: {len(plan.kept)} groups "
         f"lose {before - after:,} of {before:,} channels"
     )
+    if plan.values:
+        many = len(plan.values) > 1
+        head += f"; {len(plan.values)} weight{'s get' if many else ' gets'} new values"
     body = table(("group", "width", "kept", "pruned"), rows, right=("width", "kept", "pruned"))
     return f"{head}\n{asked}\n\n{body}" if asked else f"{head}\n\n{body}"
 

@@ -2,7 +2,8 @@
 
 The model's calls are replayed on new symbolic inputs. Each operation is made anew from its
 configuration, with the entries that count channels replaced by what the labels say; then every
-weight is the old one with the removed positions dropped. The source is only read.
+weight is the old one with the removed positions dropped, unless the plan has new values for it.
+The source is only read.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def apply(model: Any, plan: PruningPlan) -> Any:
     Args:
         model: a model of the architecture that the plan was made for, of Keras 3 or tf_keras.
             Its weights, names and graph stay as they are.
-        plan: which channels each group keeps.
+        plan: which channels each group keeps, and new values for some weights: those are the
+            pruned model's weights as they shall be, whatever the source's are.
 
     Returns:
         A new model of the same framework and kind, with the same names of layers, dtype policies,
@@ -39,14 +41,18 @@ def apply(model: Any, plan: PruningPlan) -> Any:
         ModelError: a layer cannot be made from its configuration.
     """
     graph = analyse(model)
-    return Rebuilder(graph, plan.for_graph(graph).kept).model()
+    plan = plan.for_graph(graph)
+    return Rebuilder(graph, plan.kept, plan.values).model()
 
 
 class Rebuilder:
     """Makes the smaller operations once each, and replays the calls on them."""
 
-    def __init__(self, graph: ChannelGraph, kept: Mapping[str, Any]) -> None:
+    def __init__(
+        self, graph: ChannelGraph, kept: Mapping[str, Any], values: Mapping[str, Any]
+    ) -> None:
         self._graph = graph
+        self._values = values
         self._record = graph.record
         self._keep: Keep = graph.keep(kept)
         self._made: dict[int, Any] = {}
@@ -139,6 +145,9 @@ class Rebuilder:
                     value = np.compress(self._keep(labels), value, axis=axis)
             if site.scale is not None:
                 value = (value * site.scale(self._keep)).astype(value.dtype)
+            new = self._values.get(site.full_name)
+            if new is not None:
+                value = new.astype(value.dtype)
         if tuple(value.shape) != tuple(int(size) for size in target.shape):
             raise ModelError(
                 f"Expected weight {getattr(source, 'name', '?')!r} of {path!r} to have shape "

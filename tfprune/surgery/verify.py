@@ -4,6 +4,9 @@ The masked model is the original with the consumers' slices of the removed chann
 outputs must equal those of the rebuilt model, to float rounding, for any input. Nothing here uses
 the surgery: the original's calls are evaluated one by one on other values of its weights.
 
+New values that a plan has for a weight stand at the kept positions of the whole weight, in the
+masked model; consumers' slices of the removed channels are zero all the same.
+
 Normalisations that take statistics across channels (layer and group normalisation) read them too:
 there the masked model leaves the removed channels out of the statistics.
 """
@@ -21,7 +24,9 @@ from numpy.typing import NDArray
 
 from tfprune.errors import ModelError
 from tfprune.graph import ChannelGraph, analyse
+from tfprune.graph.context import Site
 from tfprune.graph.evaluate import call_model, evaluate, flatten
+from tfprune.graph.labels import Keep
 from tfprune.graph.plan import PruningPlan
 from tfprune.graph.trace import framework_module, with_values
 from tfprune.surgery.rebuild import apply
@@ -137,7 +142,8 @@ def masked_outputs(graph: ChannelGraph, plan: PruningPlan, batch: Sequence[Array
     keep = graph.keep(plan.kept)
     values = []
     for site in graph.record.sites.values():
-        value = None
+        new = plan.values.get(site.full_name)
+        value = None if new is None else _expanded(site, keep, new)
         for axis in site.masked:
             labels = site.labels[axis]
             if labels is None:
@@ -156,6 +162,19 @@ def masked_outputs(graph: ChannelGraph, plan: PruningPlan, batch: Sequence[Array
     with _weights(graph.framework, values):
         outputs = evaluate(graph, batch, override=override)
         return [np.asarray(y, np.float64) for y in outputs]
+
+
+def _expanded(site: Site, keep: Keep, new: Array) -> Array:
+    """The whole weight with new values at its kept positions."""
+    value = np.asarray(site.variable).copy()
+    kept = [
+        np.arange(size) if labels is None else np.flatnonzero(keep(labels))
+        for size, labels in zip(value.shape, site.labels, strict=True)
+    ]
+    # The new values are the pruned model's, which are scaled where the masked model's are not.
+    factor = 1.0 if site.scale is None else site.scale(keep)
+    value[np.ix_(*kept)] = (new / factor).astype(value.dtype)
+    return value
 
 
 @contextlib.contextmanager
