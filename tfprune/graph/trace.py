@@ -8,6 +8,7 @@ records, so that nothing else needs to know which framework a model comes from.
 from __future__ import annotations
 
 import inspect
+import random
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -352,6 +353,19 @@ def in_stateless_scope() -> bool:
     from keras.src.backend.common.stateless_scope import in_stateless_scope as inside
 
     return bool(inside())
+
+
+def seed_source(framework: str) -> Any:
+    """The generator from which unseeded initialisers of a framework take their seeds.
+
+    It has ``seed``, ``getstate`` and ``setstate``, as the module ``random``, which is what Keras 3
+    uses; tf_keras has its own once its ``set_random_seed`` was called.
+    """
+    if framework == "tf_keras":
+        from tf_keras.src import backend
+
+        return getattr(backend._SEED_GENERATOR, "generator", None) or random
+    return random
 
 
 def require_unwrapped(model: Any) -> None:

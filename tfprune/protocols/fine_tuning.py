@@ -13,6 +13,7 @@ from tfprune.batches import is_dataset
 from tfprune.errors import ArgumentError, DataError
 from tfprune.losses import classification_loss
 from tfprune.protocols.checkpoint import TrainingState, load
+from tfprune.protocols.distillation import Distillation, check_teacher, distilled, settings_of
 from tfprune.protocols.framework import framework
 from tfprune.protocols.optimizers import Schedule, l2_penalty, learning_rate_at, make_optimizer
 from tfprune.protocols.record import FineTuneRecord, best_epoch
@@ -42,6 +43,8 @@ def fine_tune(
     verbose: int = 1,
     callbacks: Sequence[Any] = (),
     on_epoch_end: Callable[[int, Mapping[str, float]], None] | None = None,
+    teacher: Any = None,
+    distillation: Distillation | None = None,
 ) -> FineTuneRecord:
     """Trains a model in place, after pruning or from scratch, and says how it went.
 
@@ -93,13 +96,20 @@ def fine_tune(
         verbose: 0 silent, 1 a progress bar, 2 a line per epoch, as in ``fit``.
         callbacks: of the model's Keras.
         on_epoch_end: called with the epoch's number and its history values, after its checkpoint.
+        teacher: a model from whose outputs this one learns as well as from the labels, such as the
+            one before pruning. It sees the same batches, in inference mode, and stays as it is.
+            Both models return logits or the probabilities of a softmax. Validation figures are
+            those of the model alone.
+        distillation: temperature and weight of the teacher's part; ``None`` with a teacher is
+            :class:`tfprune.protocols.Distillation` as it comes. With weight 0 the teacher is not
+            asked at all.
 
     Returns:
         :class:`tfprune.protocols.FineTuneRecord`.
 
     Raises:
         ArgumentError: a value out of range, a loss that cannot be inferred, a checkpoint of
-            another run.
+            another run, a teacher that does not fit.
         DataError: no examples, no labels, no end, or shapes that do not fit the model.
         ModelError: not a Keras model, or not built.
 
@@ -111,6 +121,7 @@ def fine_tune(
     _check(epochs, learning_rate, weight_decay, decay, batch_size, patience, seed)
     if validation is None and (patience is not None or restore_best):
         raise DataError("patience and restore_best choose by validation data, and none were given.")
+    distillation = _check_distillation(model, teacher, distillation)
     rates = [learning_rate_at(learning_rate, schedule, epoch, epochs) for epoch in range(epochs)]
     settings = {
         "seed": seed,
@@ -123,6 +134,8 @@ def fine_tune(
         "shapes of the weights": [list(variable.shape) for variable in model.weights],
     }
     path = None if checkpoint is None else Path(checkpoint)
+    if distillation is not None and path is not None:
+        settings |= settings_of(keras, teacher, distillation)
     state = TrainingState()
     if path is not None and resume and path.exists():
         state = load(path, settings)
@@ -141,7 +154,10 @@ def fine_tune(
     made = make_optimizer(
         keras, optimizer, learning_rate, decoupled, list(model.trainable_variables)
     )
-    with l2_penalty(keras, model, weight_decay if decay == "l2" else 0.0):
+    with (
+        l2_penalty(keras, model, weight_decay if decay == "l2" else 0.0),
+        distilled(keras, model, loss, teacher, distillation) as (loss, first),
+    ):
         model.compile(optimizer=made, loss=loss, metrics=None if metrics is None else [*metrics])
         model.optimizer.build(model.trainable_variables)
         session = Session(
@@ -154,7 +170,7 @@ def fine_tune(
             keep_best=restore_best,
         )
         watchers = keras.callbacks.CallbackList(
-            list(callbacks),
+            [*first, *callbacks],
             add_history=True,
             add_progbar=verbose != 0,
             model=model,
@@ -188,6 +204,19 @@ def fine_tune(
 
 def _ignore(logs: Any = None) -> None:
     """In the place of a callback list's method."""
+
+
+def _check_distillation(
+    model: Any, teacher: Any, distillation: Distillation | None
+) -> Distillation | None:
+    """What to distil with; ``None`` for not at all."""
+    if teacher is None:
+        if distillation is not None:
+            raise ArgumentError("Expected a teacher to distil from; received distillation alone.")
+        return None
+    check_teacher(model, teacher)
+    distillation = Distillation() if distillation is None else distillation
+    return distillation if distillation.weight else None
 
 
 def _check(

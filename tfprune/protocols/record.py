@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,8 @@ class FineTuneRecord:
     Attributes:
         epochs: finished epochs, those before an interruption included.
         history: per epoch, the training loss and accuracy, those of the validation data
-            ("val_..."), and the "learning_rate".
+            ("val_..."), and the "learning_rate". With a teacher also the two parts of the training
+            loss, "student_loss" and "distillation_loss", as means over the examples, unweighted.
         best_epoch: the epoch (from 0) that the *validation* data find best, by accuracy if it was
             measured, else by loss; the first of equals. ``None`` without validation data.
         seed: as given.
@@ -31,6 +33,25 @@ class FineTuneRecord:
     resumed_from: int
     stopped_early: bool
     restored_best: bool
+
+
+@dataclass(frozen=True)
+class ScratchRecord:
+    """The result of training a structure from random weights.
+
+    Attributes:
+        model: trained; a copy of the model that was given, with weights of its own.
+        record: of the training.
+        epochs: those that the budget came to; the record has fewer if the training ended early.
+        flops_ratio: FLOPs of the dense network / FLOPs of the pruned one, as
+            :func:`tfprune.cost.liu_flops` counts, before any limit; 1.0 for Scratch-E, which
+            does not ask.
+    """
+
+    model: Any
+    record: FineTuneRecord
+    epochs: int
+    flops_ratio: float
 
 
 def best_epoch(history: Mapping[str, list[float]] | Mapping[str, tuple[float, ...]]) -> int | None:

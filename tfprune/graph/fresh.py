@@ -1,0 +1,135 @@
+"""Draws all weights of a model anew."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from tfprune.errors import ArgumentError, ModelError
+from tfprune.graph.replay import copy_trainable, replay
+from tfprune.graph.trace import (
+    Ref,
+    framework_module,
+    is_model,
+    lambda_output_shape,
+    require_unwrapped,
+    seed_source,
+    trace,
+)
+
+
+def reinitialise(model: Any, *, seed: int = 0) -> Any:
+    """A copy of a model in which all weights are new: drawn by the layers' own initialisers.
+
+    Seeds that are written in the layers' initialisers are not used, so that every ``seed`` gives
+    other weights, also where the model itself was built reproducibly. An initialiser sees the
+    shapes that are there: in a pruned model, those of fewer channels. The statistics of batch
+    normalisation are at their start again. Weights that do not train (``trainable=False``) are
+    drawn anew too, and do not train in the copy either. What a preprocessing layer has learnt by
+    ``adapt`` stays, for it describes the data.
+
+    Args:
+        model: a functional, sequential or nested model of Keras 3 or tf_keras. It stays as it is,
+            as do the global random states.
+        seed: from 0. The same one gives the same weights, if every initialiser is one of Keras,
+            or has a ``seed`` in its configuration.
+
+    Returns:
+        A new, uncompiled model of the same framework, with the same names.
+
+    Raises:
+        ArgumentError: a negative seed.
+        ModelError: a subclassed or unbuilt model, one with pruning wrappers, or a layer that cannot
+            be made from its configuration.
+    """
+    if seed < 0:
+        raise ArgumentError(f"Expected a seed from 0; received {seed}.")
+    traced = trace(model)
+    require_unwrapped(model)
+    generator = np.random.default_rng(seed)
+    made: dict[int, tuple[Any, Any]] = {}
+
+    def make(op: Any) -> Any:
+        if id(op) not in made:
+            copy = whole(op) if is_model(op) else _anew(op, generator)
+            made[id(op)] = op, copy
+        return made[id(op)][1]
+
+    def make_input(ref: Ref, layer: Any) -> Any:
+        return _anew(layer, generator)
+
+    def whole(source: Any) -> Any:
+        return replay(trace(source), make=make, make_input=make_input)
+
+    with _seeded(traced.framework, seed):
+        result = whole(model)
+    for source, copy in made.values():
+        if hasattr(source, "adapt") and not is_model(source):
+            state: dict[str, Any] = {}
+            source.save_own_variables(state)
+            copy.load_own_variables(state)
+    copy_trainable(model, result)
+    return result
+
+
+@contextlib.contextmanager
+def _seeded(framework: str, seed: int) -> Iterator[None]:
+    """Lets unseeded initialisers draw reproducibly; the generator's state is put back."""
+    source = seed_source(framework)
+    before = source.getstate()
+    try:
+        source.seed(seed)
+        yield
+    finally:
+        source.setstate(before)
+
+
+def _anew(op: Any, generator: np.random.Generator) -> Any:
+    """The same layer or operation from its configuration, with no memory of its seeds."""
+    if type(op).__name__ == "Lambda" and type(op).__module__.startswith("keras."):
+        # In its configuration the function is code, which Keras refuses to load in safe mode.
+        return framework_module("keras").layers.Lambda(
+            op.function,
+            output_shape=lambda_output_shape(op),
+            mask=op.mask,
+            arguments=op.arguments,
+            name=op.name,
+            dtype=op.dtype_policy,
+        )
+    try:
+        return type(op).from_config(_unseeded(op.get_config(), generator))
+    except Exception as error:
+        raise ModelError(
+            "Expected a layer that can be made from its configuration. Received: "
+            f"{type(op).__name__} {op.name!r}, whose from_config(get_config()) fails with "
+            f"{type(error).__name__}: {error}. Give it a get_config that returns the arguments of "
+            "its constructor."
+        ) from error
+
+
+def _unseeded(config: Any, generator: np.random.Generator, inside: bool = False) -> Any:
+    """A configuration, those inside it included, with other seeds in its initialisers.
+
+    Keras's own initialisers get none and so draw one for every variable: a seed would give equal
+    weights to variables that share an initialiser, as the projections of attention do. An
+    initialiser of somebody else gets a number.
+    """
+    if isinstance(config, list | tuple):
+        items = [_unseeded(item, generator, inside) for item in config]
+        return tuple(items) if isinstance(config, tuple) else items
+    if not isinstance(config, Mapping):
+        return config
+    result = {
+        key: _unseeded(value, generator, inside or str(key).endswith("initializer"))
+        for key, value in config.items()
+        # The shapes that contained layers were built for: they would be built twice.
+        if key != "build_config"
+    }
+    described = result.get("config")
+    if inside and isinstance(described, dict) and "seed" in described:
+        own = str(result.get("module") or "").partition(".")[0] in ("keras", "tf_keras")
+        described["seed"] = None if own else int(generator.integers(2**31))
+    return result
