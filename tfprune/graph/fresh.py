@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from tfprune.errors import ArgumentError, ModelError
+from tfprune.errors import ArgumentError
+from tfprune.graph.remake import remake
 from tfprune.graph.replay import copy_trainable, replay
 from tfprune.graph.trace import (
     Ref,
-    framework_module,
     is_model,
-    lambda_output_shape,
     require_unwrapped,
     seed_source,
     trace,
@@ -89,25 +88,7 @@ def _seeded(framework: str, seed: int) -> Iterator[None]:
 
 def _anew(op: Any, generator: np.random.Generator) -> Any:
     """The same layer or operation from its configuration, with no memory of its seeds."""
-    if type(op).__name__ == "Lambda" and type(op).__module__.startswith("keras."):
-        # In its configuration the function is code, which Keras refuses to load in safe mode.
-        return framework_module("keras").layers.Lambda(
-            op.function,
-            output_shape=lambda_output_shape(op),
-            mask=op.mask,
-            arguments=op.arguments,
-            name=op.name,
-            dtype=op.dtype_policy,
-        )
-    try:
-        return type(op).from_config(_unseeded(op.get_config(), generator))
-    except Exception as error:
-        raise ModelError(
-            "Expected a layer that can be made from its configuration. Received: "
-            f"{type(op).__name__} {op.name!r}, whose from_config(get_config()) fails with "
-            f"{type(error).__name__}: {error}. Give it a get_config that returns the arguments of "
-            "its constructor."
-        ) from error
+    return remake(op, lambda config: _unseeded(config, generator))
 
 
 def _unseeded(config: Any, generator: np.random.Generator, inside: bool = False) -> Any:

@@ -10,13 +10,13 @@ import keras
 import numpy as np
 
 from tfprune.errors import ModelError
+from tfprune.graph.remake import remake
 from tfprune.graph.replay import copy_trainable, replay
 from tfprune.graph.trace import (
     framework_of,
     functional_of,
     is_model,
     is_sequential,
-    lambda_output_shape,
     trace,
 )
 from tfprune.layers.keras2 import for_keras2, keras2_scope
@@ -238,30 +238,10 @@ def _rebuilt(model: Any, change: Callable[[str, Any], tuple[Any, Change] | None]
 def _copy(op: Any) -> Any:
     """The same layer or operation anew.
 
-    Two kinds are made without their configuration. In that of a Lambda the function is code, which
-    Keras refuses to load in safe mode; for that of a wrapper it would look up the layer's class and
+    A wrapper is made without its configuration, for which it would look up the layer's class and
     the schedule's by name, and know only registered ones.
     """
-    if type(op) is keras.layers.Lambda:
-        return keras.layers.Lambda(
-            op.function,
-            output_shape=lambda_output_shape(op),
-            mask=op.mask,
-            arguments=op.arguments,
-            name=op.name,
-            dtype=op.dtype_policy,
-        )
-    if is_wrapper(op):
-        return op.around(_copy(op.layer))
-    try:
-        return type(op).from_config(op.get_config())
-    except Exception as error:
-        raise ModelError(
-            "Expected a layer that can be made from its configuration. Received: "
-            f"{type(op).__name__} {op.name!r}, whose from_config(get_config()) fails with "
-            f"{type(error).__name__}: {error}. Give it a get_config that returns the arguments of "
-            "its constructor."
-        ) from error
+    return op.around(_copy(op.layer)) if is_wrapper(op) else remake(op)
 
 
 def _copy_state(source: Any, copy: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfprune.errors import ModelError
+from tfprune.graph.remake import remake
 from tfprune.graph.replay import replay
 from tfprune.graph.trace import all_layers, is_model, trace
 from tfprune.methods.method import plain_copy
@@ -38,8 +38,6 @@ def altered_copy(model: Any, change: Callable[[Any], Any], dtype: str | None = N
     def made_anew(op: Any) -> Any:
         if is_model(op):
             return whole(op)
-        if isinstance(op, keras.layers.Lambda):
-            return op
         changed = change(op)
         return remade(op, {}, dtype) if changed is None else changed
 
@@ -83,17 +81,12 @@ def remade(op: Any, entries: Mapping[str, Any], dtype: str | None = None) -> Any
     Raises:
         ModelError: it cannot be made from its configuration.
     """
-    try:
-        config = {**op.get_config(), **entries}
-        if dtype is not None:
-            config = _with_dtype(config, dtype)
-        return type(op).from_config(config)
-    except Exception as error:
-        raise ModelError(
-            "Expected a layer that can be made from its configuration. Received: "
-            f"{type(op).__name__} {op.name!r}, whose from_config(get_config()) fails with "
-            f"{type(error).__name__}: {error}."
-        ) from error
+
+    def changed(config: dict[str, Any]) -> dict[str, Any]:
+        config = {**config, **entries}
+        return config if dtype is None else _with_dtype(config, dtype)
+
+    return remake(op, changed)
 
 
 def _with_dtype(config: Any, dtype: str) -> Any:

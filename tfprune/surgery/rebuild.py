@@ -18,6 +18,7 @@ from tfprune.errors import ModelError
 from tfprune.graph import ChannelGraph, analyse
 from tfprune.graph.labels import Keep
 from tfprune.graph.plan import PruningPlan
+from tfprune.graph.remake import remake
 from tfprune.graph.replay import Arguments, copy_trainable, replay
 from tfprune.graph.trace import Call, Ref, is_compiled, is_model, with_values
 
@@ -102,19 +103,13 @@ class Rebuilder:
         builder = self._record.builders.get(id(op))
         if builder is not None:
             return builder(self._keep, self.rebuild)
-        try:
-            config = op.get_config()
+
+        def smaller(config: dict[str, Any]) -> Any:
             for rewrite in self._record.rewrites.get(id(op), {}).values():
                 config.update(rewrite(self._keep))
-            return type(op).from_config(_unbuilt(config))
-        except Exception as error:
-            path = self._record.paths.get(id(op), op.name)
-            raise ModelError(
-                f"Expected a layer that can be made from its configuration. Received: "
-                f"{type(op).__name__} at {path!r}, whose from_config(get_config()) fails with "
-                f"{type(error).__name__}: {error}. Give it a get_config that returns the "
-                "arguments of its constructor."
-            ) from error
+            return _unbuilt(config)
+
+        return remake(op, smaller, self._record.paths.get(id(op), ""))
 
     def _copy_weights(self) -> None:
         for op_id, new in self._made.items():
