@@ -129,7 +129,7 @@ def test_pooling_is_seen_as_its_reader_sees_it():
 )  # fmt: skip
 def test_the_last_map_in_front_of_dense_layers(fold):
     inputs = keras.Input((6, 6, 3))
-    x = layers.Flatten()(fold(passing(3, name="conv")(inputs)))
+    x = layers.Flatten(name="last")(fold(passing(3, name="conv")(inputs)))
     scores = raw(finish(inputs, x), known_ranks())
     np.testing.assert_array_equal(scores["conv"], [1, 5, 0])
 

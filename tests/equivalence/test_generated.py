@@ -1,7 +1,5 @@
 """Masked ≡ pruned on functional models that hypothesis makes up."""
 
-import gc
-
 import keras
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,7 +13,7 @@ from tfprune.testing.strategies import draw_model
 PROFILE = settings(
     deadline=None,
     derandomize=True,
-    max_examples=60,
+    max_examples=40,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
@@ -28,4 +26,3 @@ def test_masked_equals_pruned(data, ratio, seed):
     # A handful of float32 layers: 1e-5 of the largest output is some hundred roundings.
     check_surgery(model, ratio=ratio, seed=seed, tolerance=1e-5)
     keras.backend.clear_session()
-    gc.collect()

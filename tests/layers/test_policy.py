@@ -29,8 +29,10 @@ AGREED_GOOD: dict[str, Options] = {
     "two blocks": {"middle": lambda k, x: block(k, block(k, x))},
 }
 AGREED_BAD: dict[str, Options] = {
-    "stem of Keras": {"begin": lambda k, x: stem(k, x, KERAS_PAD)},
-    "stem same": {"begin": lambda k, x: k.layers.Conv2D(WIDTH, 3, strides=2, padding="same")(x)},
+    "stem of Keras": {"begin": lambda k, x, width: stem(k, x, width, KERAS_PAD)},
+    "stem same": {
+        "begin": lambda k, x, width: k.layers.Conv2D(width, 3, strides=2, padding="same")(x)
+    },
     "stride of Keras": {"middle": lambda k, x: block(k, x, KERAS_PAD)},
     "7x7": {"middle": lambda k, x: block(k, x, 3, 7)},
     "3x3": {"middle": lambda k, x: k.layers.Conv2D(WIDTH, 3, padding="same")(x)},
