@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from tfprune import allocation, criteria
 from tfprune.allocation import Budget, Constraints
@@ -94,14 +97,16 @@ def plan(
     else:
         kept = allocation.meet(budget, chain_list, allocation.ORDERS[order](chain_list), costs)
 
+    selection = _select(graph, chosen, scores, kept, budget, costs)
     asked = {"pruning_ratio": pruning_ratio, **budget.given()}
     notes = {
         "criterion": scores.criterion,
         "asked": ", ".join(f"{k}={v}" for k, v in asked.items() if v is not None),
         "order": order,
         "round_to": str(round_to),
+        **selection.notes,
     }
-    result = PruningPlan.of(graph, kept, notes)
+    result = PruningPlan.of(graph, selection.kept, notes, selection.values)
     wants_something = (
         bool(budget)
         or (isinstance(pruning_ratio, Mapping) and any(pruning_ratio.values()))
@@ -118,6 +123,40 @@ def plan(
             )
         )
     return result
+
+
+def _select(
+    graph: ChannelGraph,
+    chosen: criteria.Criterion,
+    scores: criteria.Scores,
+    kept: Mapping[str, Any],
+    budget: Budget,
+    costs: CostModel,
+) -> criteria.Selection:
+    """The allocation's choice, or a selector's among as many channels.
+
+    Raises:
+        BudgetError: the channels that it chose cost more than those of the allocation, and too
+            much. That can only be where an axis holds some channels of a group and not the others.
+    """
+    losing = {name: len(k) for name, k in kept.items() if len(k) < graph[name].width}
+    if not isinstance(chosen, criteria.Selector) or not losing:
+        return criteria.Selection(kept)
+    protected = allocation.protected_channels(graph, scores, costs)
+    quotas = {
+        name: criteria.Quota(width, np.flatnonzero(protected[graph[name].channel_ids]))
+        for name, width in losing.items()
+    }
+    selection = chosen.select(graph, quotas)
+    for name, width in losing.items():
+        if len(selection.kept[name]) != width:
+            raise ArgumentError(
+                f"Expected a selector to keep {width} channels of {name!r}. Received: "
+                f"{len(selection.kept[name])} from {type(chosen).__name__}."
+            )
+    selection = replace(selection, kept={**kept, **selection.kept})
+    allocation.check_met(budget, selection.kept, costs)
+    return selection
 
 
 def _loose(budget: Budget) -> bool:

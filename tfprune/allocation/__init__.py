@@ -1,10 +1,16 @@
 """Allocation: how many channels each group keeps, and so, with the scores, which."""
 
-from tfprune.allocation.budget import Budget, meet
+from tfprune.allocation.budget import Budget, check_met, limits_of, meet
 from tfprune.allocation.order import ORDERS, global_ranking, uniform
 from tfprune.allocation.ratios import by_pattern, check_ratio, every_group, kept_count, overall
 from tfprune.allocation.rounding import PRESETS, allowed_widths, multiple
-from tfprune.allocation.steps import Chain, Constraints, chains, kept_by_steps
+from tfprune.allocation.steps import (
+    Chain,
+    Constraints,
+    chains,
+    kept_by_steps,
+    protected_channels,
+)
 
 __all__ = [
     "ORDERS",
@@ -15,13 +21,16 @@ __all__ = [
     "allowed_widths",
     "by_pattern",
     "chains",
+    "check_met",
     "check_ratio",
     "every_group",
     "global_ranking",
     "kept_by_steps",
     "kept_count",
+    "limits_of",
     "meet",
     "multiple",
     "overall",
+    "protected_channels",
     "uniform",
 ]

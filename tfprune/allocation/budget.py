@@ -49,6 +49,30 @@ def cost_functions(costs: CostModel) -> dict[str, Callable[[Mask], int]]:
     return {"macs": costs.macs, "params": costs.parameters, "size_bytes": costs.size_bytes}
 
 
+def limits_of(budget: Budget, costs: CostModel) -> dict[str, int]:
+    """The limits as whole numbers: MACs, parameters, bytes."""
+    limits: dict[str, int] = {}
+    for name, value in budget.given().items():
+        dense = cost_functions(costs)[name](costs.full_mask())
+        fraction = isinstance(value, float) and value <= 1
+        limits[name] = int(value * dense + 1e-9) if fraction else int(value)
+    return limits
+
+
+def check_met(budget: Budget, kept: Mapping[str, Indices], costs: CostModel) -> None:
+    """Raises :class:`BudgetError` if the kept channels cost more than a limit."""
+    mask = costs.graph.keep_mask(kept)
+    for name, limit in limits_of(budget, costs).items():
+        cost = cost_functions(costs)[name](mask)
+        if cost > limit:
+            raise BudgetError(
+                f"Expected a choice within {name}={limit:,}. Received: {cost:,}. The channels "
+                "chosen cost more than others of the same groups would, as some layer reads only "
+                "part of a group. Ask for a lower budget, or use a criterion that scores each "
+                "channel by itself."
+            )
+
+
 def meet(
     budget: Budget, chain_list: Sequence[Chain], order: Order, costs: CostModel
 ) -> dict[str, Indices]:
@@ -60,11 +84,7 @@ def meet(
         BudgetError: a limit is below what the constraints allow; the message names the range.
     """
     functions = cost_functions(costs)
-    limits: dict[str, int] = {}
-    for name, value in budget.given().items():
-        dense = functions[name](costs.full_mask())
-        fraction = isinstance(value, float) and value <= 1
-        limits[name] = int(value * dense + 1e-9) if fraction else int(value)
+    limits = limits_of(budget, costs)
 
     def mask(taken: Counter[int]) -> Mask:
         return costs.graph.keep_mask(kept_by_steps(chain_list, taken))

@@ -12,16 +12,19 @@ from tfprune.criteria.activation import ActivationMean, APoZ
 from tfprune.criteria.batch_norm_scale import BatchNormScale
 from tfprune.criteria.chip import CHIP
 from tfprune.criteria.fpgm import FPGM
+from tfprune.criteria.greedy_norm import GreedyL1
 from tfprune.criteria.group_norm import GroupNorm
 from tfprune.criteria.hrank import HRank
 from tfprune.criteria.norm import L1, L2
 from tfprune.criteria.random import Random
 from tfprune.criteria.scores import Criterion, Scores
+from tfprune.criteria.selection import Quota, Selection, Selector
 from tfprune.criteria.taylor import Taylor
 from tfprune.errors import ArgumentError
 
 _WITHOUT_DATA: dict[str, Callable[[], Criterion]] = {
     "l1": L1,
+    "greedy_l1": GreedyL1,
     "l2": L2,
     "bn_scale": BatchNormScale,
     "fpgm": FPGM,
@@ -45,10 +48,14 @@ __all__ = [
     "ActivationMean",
     "BatchNormScale",
     "Criterion",
+    "GreedyL1",
     "GroupNorm",
     "HRank",
+    "Quota",
     "Random",
     "Scores",
+    "Selection",
+    "Selector",
     "Taylor",
     "get",
     "names",

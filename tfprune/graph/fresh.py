@@ -9,15 +9,9 @@ from typing import Any
 import numpy as np
 
 from tfprune.errors import ArgumentError
+from tfprune.graph.copying import made_again
 from tfprune.graph.remake import remake
-from tfprune.graph.replay import copy_trainable, replay
-from tfprune.graph.trace import (
-    Ref,
-    is_model,
-    require_unwrapped,
-    seed_source,
-    trace,
-)
+from tfprune.graph.trace import seed_source, trace
 
 
 def reinitialise(model: Any, *, seed: int = 0) -> Any:
@@ -46,31 +40,15 @@ def reinitialise(model: Any, *, seed: int = 0) -> Any:
     """
     if seed < 0:
         raise ArgumentError(f"Expected a seed from 0; received {seed}.")
-    traced = trace(model)
-    require_unwrapped(model)
+    framework = trace(model).framework
     generator = np.random.default_rng(seed)
-    made: dict[int, tuple[Any, Any]] = {}
-
-    def make(op: Any) -> Any:
-        if id(op) not in made:
-            copy = whole(op) if is_model(op) else _anew(op, generator)
-            made[id(op)] = op, copy
-        return made[id(op)][1]
-
-    def make_input(ref: Ref, layer: Any) -> Any:
-        return _anew(layer, generator)
-
-    def whole(source: Any) -> Any:
-        return replay(trace(source), make=make, make_input=make_input)
-
-    with _seeded(traced.framework, seed):
-        result = whole(model)
-    for source, copy in made.values():
-        if hasattr(source, "adapt") and not is_model(source):
+    with _seeded(framework, seed):
+        result, made = made_again(model, lambda op: _anew(op, generator))
+    for source, copy in made:
+        if hasattr(source, "adapt"):
             state: dict[str, Any] = {}
             source.save_own_variables(state)
             copy.load_own_variables(state)
-    copy_trainable(model, result)
     return result
 
 

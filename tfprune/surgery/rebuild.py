@@ -16,6 +16,7 @@ import numpy as np
 
 from tfprune.errors import ModelError
 from tfprune.graph import ChannelGraph, analyse
+from tfprune.graph.copying import unbuilt
 from tfprune.graph.labels import Keep
 from tfprune.graph.plan import PruningPlan
 from tfprune.graph.remake import remake
@@ -107,7 +108,7 @@ class Rebuilder:
         def smaller(config: dict[str, Any]) -> Any:
             for rewrite in self._record.rewrites.get(id(op), {}).values():
                 config.update(rewrite(self._keep))
-            return _unbuilt(config)
+            return unbuilt(config)
 
         return remake(op, smaller, self._record.paths.get(id(op), ""))
 
@@ -150,16 +151,6 @@ class Rebuilder:
                 "The rule of this layer does not describe all of its weights."
             )
         target.assign(value)
-
-
-def _unbuilt(config: Any) -> Any:
-    """Without the shapes that contained layers were built for: they are built anew, smaller."""
-    if isinstance(config, list | tuple):
-        items = [_unbuilt(item) for item in config]
-        return tuple(items) if isinstance(config, tuple) else items
-    if isinstance(config, dict):
-        return {k: _unbuilt(value) for k, value in config.items() if k != "build_config"}
-    return config
 
 
 def _variables(op: Any) -> list[Any]:

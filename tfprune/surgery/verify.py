@@ -14,7 +14,6 @@ there the masked model leaves the removed channels out of the statistics.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +23,8 @@ from numpy.typing import NDArray
 
 from tfprune.errors import ModelError
 from tfprune.graph import ChannelGraph, analyse
-from tfprune.graph.context import Site
 from tfprune.graph.evaluate import call_model, evaluate, flatten
-from tfprune.graph.labels import Keep
+from tfprune.graph.masking import masked_calls, masked_weights
 from tfprune.graph.plan import PruningPlan
 from tfprune.graph.trace import framework_module, with_values
 from tfprune.surgery.rebuild import apply
@@ -140,41 +138,10 @@ def check_finite(model: Any) -> None:
 def masked_outputs(graph: ChannelGraph, plan: PruningPlan, batch: Sequence[Array]) -> list[Array]:
     """The outputs of the masked model, flattened, as float64 arrays."""
     keep = graph.keep(plan.kept)
-    values = []
-    for site in graph.record.sites.values():
-        new = plan.values.get(site.full_name)
-        value = None if new is None else _expanded(site, keep, new)
-        for axis in site.masked:
-            labels = site.labels[axis]
-            if labels is None:
-                continue
-            kept = keep(labels)
-            if not kept.all():
-                value = np.asarray(site.variable).copy() if value is None else value
-                index = [slice(None)] * value.ndim
-                index[axis] = ~kept  # type: ignore[call-overload]
-                value[tuple(index)] = 0
-        if value is not None:
-            values.append((site.variable, value))
-    override = {
-        key: functools.partial(masked, keep) for key, masked in graph.record.masked_calls.items()
-    }
+    values = [(site.variable, value) for site, value in masked_weights(graph, keep, plan.values)]
     with _weights(graph.framework, values):
-        outputs = evaluate(graph, batch, override=override)
+        outputs = evaluate(graph, batch, override=masked_calls(graph, keep))
         return [np.asarray(y, np.float64) for y in outputs]
-
-
-def _expanded(site: Site, keep: Keep, new: Array) -> Array:
-    """The whole weight with new values at its kept positions."""
-    value = np.asarray(site.variable).copy()
-    kept = [
-        np.arange(size) if labels is None else np.flatnonzero(keep(labels))
-        for size, labels in zip(value.shape, site.labels, strict=True)
-    ]
-    # The new values are the pruned model's, which are scaled where the masked model's are not.
-    factor = 1.0 if site.scale is None else site.scale(keep)
-    value[np.ix_(*kept)] = (new / factor).astype(value.dtype)
-    return value
 
 
 @contextlib.contextmanager
