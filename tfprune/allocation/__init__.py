@@ -1,6 +1,9 @@
 """Allocation: how many channels each group keeps, and so, with the scores, which."""
 
 from tfprune.allocation.budget import Budget, check_met, limits_of, meet
+from tfprune.allocation.cropping import preconfig, precrop, ratios_of
+from tfprune.allocation.expected_synflow import SynExp, synexp
+from tfprune.allocation.layer_densities import densities, water_filling
 from tfprune.allocation.order import ORDERS, global_ranking, uniform
 from tfprune.allocation.ratios import by_pattern, check_ratio, every_group, kept_count, overall
 from tfprune.allocation.rounding import PRESETS, allowed_widths, multiple
@@ -18,11 +21,13 @@ __all__ = [
     "Budget",
     "Chain",
     "Constraints",
+    "SynExp",
     "allowed_widths",
     "by_pattern",
     "chains",
     "check_met",
     "check_ratio",
+    "densities",
     "every_group",
     "global_ranking",
     "kept_by_steps",
@@ -31,6 +36,11 @@ __all__ = [
     "meet",
     "multiple",
     "overall",
+    "preconfig",
+    "precrop",
     "protected_channels",
+    "ratios_of",
+    "synexp",
     "uniform",
+    "water_filling",
 ]

@@ -8,14 +8,16 @@ well under a millisecond, whatever the model.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tfprune.cost.posynomial import Posynomial
 from tfprune.errors import ModelError
-from tfprune.graph import ChannelGraph, analyse
+from tfprune.graph import ChannelGraph, ChannelGroup, analyse
 from tfprune.graph.context import Term
 from tfprune.graph.plan import PruningPlan
 from tfprune.graph.trace import is_model
@@ -181,6 +183,36 @@ class CostModel:
         """Bytes of all weights."""
         values = self._parameters.values(self._axes.counts(mask))
         return round(float((values * self._itemsize).sum()))
+
+    def posynomial(self, name: str, groups: Sequence[ChannelGroup]) -> Posynomial:
+        """A cost as a function of the fractions of some groups that stay; all others stay whole.
+
+        Args:
+            name: ``"macs"``, ``"params"`` or ``"size_bytes"``.
+            groups: of this graph, in the order of the fractions.
+
+        Raises:
+            ModelError: MACs are asked for and an input has a free size.
+        """
+        full = self.full_mask()
+        if name == "macs":
+            self.macs(full)  # refuses free sizes
+            terms, coefficients = self._macs, self._macs.coefficients
+        else:
+            terms, coefficients = self._parameters, self._parameters.coefficients
+            if name == "size_bytes":
+                coefficients = coefficients * self._itemsize
+        column = np.full(len(self.graph.groups) + 1, -1)
+        position = {group.name: i for i, group in enumerate(self.graph.groups)}
+        for i, group in enumerate(groups):
+            column[position[group.name]] = i
+        free = np.zeros((len(self._axes.arrays) + 1, len(groups)))
+        fixed = np.ones(len(free))
+        for number, array in enumerate(self._axes.arrays, start=1):
+            columns = column[self.graph.group_of[array]]  # -1: no group, the last entry
+            np.add.at(free[number], columns[columns >= 0], 1.0)
+            fixed[number] = (columns < 0).sum()
+        return Posynomial(coefficients, terms.factors, fixed, free)
 
     def share_of_macs(self) -> dict[str, float]:
         """For each group, the fraction of all MACs that would go with all of its channels.

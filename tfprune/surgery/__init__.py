@@ -1,6 +1,7 @@
 """Removes channels for real: rebuilding, slicing, and the oracle that proves it."""
 
 from tfprune.surgery.rebuild import apply
+from tfprune.surgery.resize import resize
 from tfprune.surgery.verify import Verification, check_finite, verify
 from tfprune.surgery.zero_channels import EmptyChannels, empty_channels, remove_zero_channels
 
@@ -11,5 +12,6 @@ __all__ = [
     "check_finite",
     "empty_channels",
     "remove_zero_channels",
+    "resize",
     "verify",
 ]

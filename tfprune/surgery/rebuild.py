@@ -44,20 +44,26 @@ def apply(model: Any, plan: PruningPlan) -> Any:
     """
     graph = analyse(model)
     plan = plan.for_graph(graph)
-    return Rebuilder(graph, plan.kept, plan.values).model()
+    return Rebuilder(graph, graph.keep(plan.kept), plan.values).model()
 
 
 class Rebuilder:
     """Makes the smaller operations once each, and replays the calls on them."""
 
     def __init__(
-        self, graph: ChannelGraph, kept: Mapping[str, Any], values: Mapping[str, Any]
+        self, graph: ChannelGraph, keep: Keep, values: Mapping[str, Any] | None = None
     ) -> None:
         self._graph = graph
-        self._values = values
+        self._values = values or {}
         self._record = graph.record
-        self._keep: Keep = graph.keep(kept)
+        self._keep = keep
         self._made: dict[int, Any] = {}
+
+    def architecture(self) -> Any:
+        """The whole smaller model, with the weights that its layers were made with."""
+        result = self._model(self._graph.model)
+        copy_trainable(self._graph.model, result)
+        return result
 
     def model(self) -> Any:
         """The whole smaller model, with weights."""
