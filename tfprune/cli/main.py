@@ -18,6 +18,8 @@ from tfprune.errors import TfpruneError
 
 OK, REFUSED, USAGE, CHECK_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
+_INTERRUPTED = "interrupted; nothing half-written is left."
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code.
@@ -34,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TfpruneError as error:
         return _say(options, str(error), REFUSED)
     except KeyboardInterrupt:
-        return _say(options, "interrupted; nothing half-written is left.", INTERRUPTED)
+        return _say(options, _INTERRUPTED, INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output has left, as `head` does: nobody to tell, nothing to flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -47,10 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: Namespace) -> int:
+    from tfprune.cli.interrupts import leaving_at_once
     from tfprune.cli.quiet import quiet_process
 
     with nullcontext() if options.debug else quiet_process():
-        from tfprune.cli import commands
+        with leaving_at_once(_text(options, _INTERRUPTED), INTERRUPTED):
+            import keras  # noqa: F401  # and with it the backend, which every command needs
+
+            from tfprune.cli import commands
 
         code = int(getattr(commands, options.command)(options))
         sys.stdout.flush()
@@ -58,8 +64,12 @@ def _run(options: Namespace) -> int:
 
 
 def _say(options: Namespace, text: str, code: int) -> int:
-    print(f"tfprune {options.command}: {text}", file=sys.stderr)
+    print(_text(options, text), file=sys.stderr)
     return code
+
+
+def _text(options: Namespace, text: str) -> str:
+    return f"tfprune {options.command}: {text}"
 
 
 def _unexpected(error: Exception) -> str:
