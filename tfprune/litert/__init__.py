@@ -9,6 +9,7 @@ from __future__ import annotations
 from tfprune.litert.benchmarking import benchmark, benchmark_many
 from tfprune.litert.exporting import export
 from tfprune.litert.flatbuffer import TensorInfo
+from tfprune.litert.latency_table import LatencyTable, LayerTable, latency_table
 from tfprune.litert.predicting import Predictor, to_litert
 from tfprune.litert.report import (
     BenchmarkReport,
@@ -36,6 +37,8 @@ __all__ = [
     "GpuObstacle",
     "GpuRun",
     "Latency",
+    "LatencyTable",
+    "LayerTable",
     "OperationLatency",
     "OutputDifference",
     "Predictor",
@@ -46,6 +49,7 @@ __all__ = [
     "benchmark",
     "benchmark_many",
     "export",
+    "latency_table",
     "sparse_path",
     "to_litert",
 ]
