@@ -19,7 +19,8 @@ HEAVY = (
 LIGHT = (
     "tfprune", "tfprune.graph", "tfprune.criteria", "tfprune.allocation", "tfprune.surgery",
     "tfprune.cost", "tfprune.zoo", "tfprune.data", "tfprune.protocols", "tfprune.litert",
-    "tfprune.reports", "tfprune.pruning", "tfprune.cli.main", "tfprune.cli.commands",
+    "tfprune.reports", "tfprune.pruning", "tfprune.search", "tfprune.workers",
+    "tfprune.cli.main", "tfprune.cli.commands",
 )  # fmt: skip
 
 

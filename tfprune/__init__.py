@@ -44,6 +44,7 @@ _MODULES = (
     "protocols",
     "reports",
     "schedules",
+    "search",
     "sparsity",
     "surgery",
     "zoo",

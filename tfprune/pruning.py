@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from tfprune import allocation, criteria
-from tfprune.allocation import Budget, Constraints
+from tfprune.allocation import Budget, Chain, Constraints
+from tfprune.allocation.order import Order
 from tfprune.cost import CostModel
 from tfprune.errors import ArgumentError, BudgetError
 from tfprune.graph import ChannelGraph, analyse
@@ -26,7 +27,7 @@ def plan(
     size_bytes: float | int | None = None,
     criterion: Any = "l1",
     data: Any = None,
-    order: str = "uniform",
+    order: str | Callable[[Sequence[Chain]], Order] = "uniform",
     round_to: int | str = 8,
     min_channels: int = 1,
     max_pruning_ratio: float = 1.0,
@@ -46,7 +47,10 @@ def plan(
         criterion: what a channel is worth: a name (``tfprune.criteria.names()``) or an object.
         data: training data for the criteria that need some.
         order: ``"uniform"``: all groups lose the same fraction; ``"global"``: the lowest scores go
-            first, wherever they are.
+            first, wherever they are; or a function from the chains of widths
+            (:class:`tfprune.allocation.Chain`) to the order of their steps, such as
+            ``tfprune.search.sensitivity_analysis(...).order()``: the n-th mention of a chain's
+            number is its n-th step.
         round_to: kept widths are multiples of this: an int, or a preset such as ``"cpu_int8"``
             (``tfprune.allocation.PRESETS``). Groups narrower than one multiple are not rounded.
             One channel above a multiple costs a phone as much as a whole further multiple.
@@ -75,10 +79,7 @@ def plan(
         )
     if pruning_ratio is not None and not isinstance(pruning_ratio, Mapping):
         allocation.check_ratio(pruning_ratio)
-    if order not in allocation.ORDERS:
-        raise ArgumentError(
-            f"Expected order to be one of {', '.join(allocation.ORDERS)}. Received: {order!r}."
-        )
+    ordered = _order_function(order)
     constraints = Constraints(round_to, min_channels, max_pruning_ratio, ignore)
     chosen = criteria.get(criterion, data)
 
@@ -92,17 +93,17 @@ def plan(
     elif pruning_ratio is not None and order == "uniform":
         kept = allocation.every_group(chain_list, pruning_ratio)
     elif pruning_ratio is not None:
-        steps = allocation.ORDERS[order](chain_list)
+        steps = ordered(chain_list)
         kept = allocation.overall(chain_list, steps, pruning_ratio)
     else:
-        kept = allocation.meet(budget, chain_list, allocation.ORDERS[order](chain_list), costs)
+        kept = allocation.meet(budget, chain_list, ordered(chain_list), costs)
 
     selection = _select(graph, chosen, scores, kept, budget, costs)
     asked = {"pruning_ratio": pruning_ratio, **budget.given()}
     notes = {
         "criterion": scores.criterion,
         "asked": ", ".join(f"{k}={v}" for k, v in asked.items() if v is not None),
-        "order": order,
+        "order": order if isinstance(order, str) else _name_of(order),
         "round_to": str(round_to),
         **selection.notes,
     }
@@ -123,6 +124,35 @@ def plan(
             )
         )
     return result
+
+
+def _order_function(order: Any) -> Callable[[Sequence[Chain]], Order]:
+    """From chains to an order of all their steps: by name, or a function that is checked."""
+    if isinstance(order, str) and order in allocation.ORDERS:
+        return allocation.ORDERS[order]
+    if not callable(order) or isinstance(order, type):
+        raise ArgumentError(
+            f"Expected order to be one of {', '.join(allocation.ORDERS)}, or a function from "
+            f"chains to an order of their steps. Received: {order!r}."
+        )
+
+    def ordered(chain_list: Sequence[Chain]) -> Order:
+        steps = list(order(chain_list))
+        wanted = [i for i, chain in enumerate(chain_list) for _ in chain.widths[1:]]
+        whole = all(isinstance(n, int | np.integer) for n in steps)
+        if not whole or sorted(steps) != wanted:
+            raise ArgumentError(
+                f"Expected an order of all {len(wanted)} steps: the number of each of the "
+                f"{len(chain_list)} chains, as often as it has steps. Received: {len(steps)} "
+                f"entries from {_name_of(order)} that are not so."
+            )
+        return [int(n) for n in steps]
+
+    return ordered
+
+
+def _name_of(function: Any) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def _select(

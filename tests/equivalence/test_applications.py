@@ -1,4 +1,6 @@
-"""Masked ≡ pruned on every model of keras.applications, at three ratios.
+"""Masked ≡ pruned on every model of keras.applications: at three ratios, the large ones at one.
+
+``python -m benchmarks.applications`` makes the table of all at all three.
 
 The masked model is the original with the consumers' slices of removed channels set to zero, see
 tfprune.surgery.verify. Weights and statistics are random, outputs are logits.
@@ -39,7 +41,7 @@ def test_masked_equals_pruned(name):
     graph = tfprune.analyse(model)
     assert CostModel(graph).frozen_share_of_macs() < 0.05
     images = images_for(model, name, 1)
-    for ratio in (0.25, 0.5, 0.75):
+    for ratio in (0.5,) if name in SLOW else (0.25, 0.5, 0.75):
         plan = tfprune.plan(graph, ratio, criterion="random", round_to=1)
         assert set(plan.kept) == {group.name for group in graph.prunable}
         found = tfprune.verify(model, plan, inputs=images, tolerance=TOLERANCE)

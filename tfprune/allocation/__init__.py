@@ -7,6 +7,7 @@ from tfprune.allocation.layer_densities import densities, water_filling
 from tfprune.allocation.order import ORDERS, global_ranking, uniform
 from tfprune.allocation.ratios import by_pattern, check_ratio, every_group, kept_count, overall
 from tfprune.allocation.rounding import PRESETS, allowed_widths, multiple
+from tfprune.allocation.sensitivity import Curve, SensitivityOrder, within_tolerance
 from tfprune.allocation.steps import (
     Chain,
     Constraints,
@@ -21,6 +22,8 @@ __all__ = [
     "Budget",
     "Chain",
     "Constraints",
+    "Curve",
+    "SensitivityOrder",
     "SynExp",
     "allowed_widths",
     "by_pattern",
@@ -43,4 +46,5 @@ __all__ = [
     "synexp",
     "uniform",
     "water_filling",
+    "within_tolerance",
 ]

@@ -10,16 +10,22 @@ from typing import Any
 
 from tfprune.criteria.activation import ActivationMean, APoZ
 from tfprune.criteria.batch_norm_scale import BatchNormScale
+from tfprune.criteria.ccp import CCP
 from tfprune.criteria.chip import CHIP
 from tfprune.criteria.fpgm import FPGM
 from tfprune.criteria.greedy_norm import GreedyL1
 from tfprune.criteria.group_norm import GroupNorm
 from tfprune.criteria.hrank import HRank
+from tfprune.criteria.influence import Influence
+from tfprune.criteria.lasso import Lasso
+from tfprune.criteria.nisp import NISP
 from tfprune.criteria.norm import L1, L2
 from tfprune.criteria.random import Random
+from tfprune.criteria.reconstructed import Reconstructed
 from tfprune.criteria.scores import Criterion, Scores
 from tfprune.criteria.selection import Quota, Selection, Selector
 from tfprune.criteria.taylor import Taylor
+from tfprune.criteria.thinet import ThiNet
 from tfprune.errors import ArgumentError
 
 _WITHOUT_DATA: dict[str, Callable[[], Criterion]] = {
@@ -37,9 +43,15 @@ _WITH_DATA: dict[str, Callable[[Any], Criterion]] = {
     "apoz": APoZ,
     "hrank": HRank,
     "chip": CHIP,
+    "nisp": NISP,
+    "influence": Influence,
+    "ccp": CCP,
+    "thinet": ThiNet,
+    "lasso": Lasso,
 }
 
 __all__ = [
+    "CCP",
     "CHIP",
     "FPGM",
     "L1",
@@ -51,12 +63,15 @@ __all__ = [
     "GreedyL1",
     "GroupNorm",
     "HRank",
+    "Lasso",
     "Quota",
     "Random",
+    "Reconstructed",
     "Scores",
     "Selection",
     "Selector",
     "Taylor",
+    "ThiNet",
     "get",
     "names",
 ]
@@ -72,8 +87,7 @@ def get(criterion: Any, data: Any = None) -> Criterion:
 
     Args:
         criterion: a name such as ``"l1"``, or any callable from a graph to scores.
-        data: for the names that need data (``"taylor"``, ``"activation_mean"``, ``"apoz"``,
-            ``"hrank"``, ``"chip"``).
+        data: for the names that need data, such as ``"taylor"`` or ``"thinet"``.
 
     Raises:
         ArgumentError: an unknown name (the message lists the known ones), a name that needs data

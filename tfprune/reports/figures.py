@@ -118,6 +118,42 @@ def schedule_figure(curves: Mapping[str, tuple[Any, Any, Any]]) -> Any:
     return figure
 
 
+def sensitivity_figure(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], label: str = "accuracy"
+) -> Any:
+    """One curve per channel group over the fraction of its channels removed.
+
+    Args:
+        curves: name of the group -> fractions removed, and the metric at each.
+        label: of the vertical axis.
+
+    Returns:
+        A ``matplotlib.figure.Figure``.
+    """
+    columns = max(1, -(-len(curves) // 18))
+    figure = _figure(5.5 + 1.8 * columns, 3.6)
+    axes = figure.add_subplot(1, 1, 1)
+    styles = ("-", "--", ":", "-.")
+    for number, (name, (removed, values)) in enumerate(curves.items()):
+        axes.plot(
+            removed,
+            values,
+            color=_COLOURS[number % len(_COLOURS)],
+            linestyle=styles[number // len(_COLOURS) % len(styles)],
+            marker="o",
+            markersize=3,
+            label=name,
+        )
+    axes.set_xlabel("channels of the group removed, fraction")
+    axes.set_ylabel(label)
+    axes.legend(
+        frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), ncols=columns
+    )
+    _plain(axes)
+    figure.tight_layout()
+    return figure
+
+
 def save(figure: Any, path: str | os.PathLike[str]) -> None:
     """Writes a figure as PNG (or whatever the suffix says), whole or not at all.
 
