@@ -177,7 +177,6 @@ def test_the_table(result):
         ({"candidates": 0}, ArgumentError, "candidates"),
         ({"draws": 0}, ArgumentError, "draws"),
         ({"seed": -1}, ArgumentError, "seed"),
-        ({"criterion": "greedy_l1"}, ArgumentError, "selector"),
         ({"data": (np.zeros((0, 6, 6, 2)), np.zeros(0))}, DataError, "empty"),
         ({"data": validation()[0]}, DataError, "Labels"),
         ({"train": np.zeros((0, 6, 6, 2))}, DataError, "empty"),

@@ -12,7 +12,7 @@ from tfprune.search import Metric, Retraining, netadapt
 from tfprune.search.netadapt import Proposal, _best
 
 OPTIONS = {
-    "metric": DISTANCE, "round_to": 1, "first_step": 0.2, "decay": 0.9,
+    "metric": DISTANCE, "round_to": 1, "first_step": 0.2, "decay": 0.9, "progress": False,
     "retraining": Retraining(batches=1, batch_size=16, learning_rate=1e-2),
 }  # fmt: skip
 

@@ -319,7 +319,6 @@ def _none_of_it(graph):
         ({"groups": []}, ArgumentError, "Received: none"),
         ({"criterion": "best"}, ArgumentError, "criterion"),
         ({"criterion": "taylor"}, ArgumentError, "data"),
-        ({"criterion": "greedy_l1"}, ArgumentError, "selector GreedyL1"),
         ({"criterion": _none_of_it}, ArgumentError, "finite scores"),
         ({"data": (np.zeros((0, 6, 6, 2)), np.zeros(0))}, DataError, "empty"),
         ({"data": validation()[0]}, DataError, "Labels"),

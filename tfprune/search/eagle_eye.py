@@ -145,7 +145,7 @@ def eagle_eye(
             model's cost.
         never_exceed: accept only candidates within the budget, from ``target - tolerance`` to
             ``target``; ``False`` accepts those up to ``target + tolerance``, as the paper does.
-        criterion: what ranks the channels; a name or an object, but no selector.
+        criterion: what ranks the channels; a name or an object (of a selector, its scores).
         data: training data for the criteria that need some.
         recalibration_batches: batches of ``train`` for batch normalisation.
         metric: what to measure; the accuracy of a classifier if ``None``.

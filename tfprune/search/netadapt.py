@@ -144,7 +144,7 @@ def netadapt(
     batch_size: int = 128,
     input_shape: Any = None,
     executor: Executor | None = None,
-    progress: bool = False,
+    progress: bool = True,
 ) -> NetAdaptResult:
     """Shrinks a network step by step until it costs no more than a budget.
 

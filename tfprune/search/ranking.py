@@ -7,7 +7,6 @@ from typing import Any
 from tfprune import criteria
 from tfprune.allocation import Chain, Constraints, chains
 from tfprune.cost import CostModel
-from tfprune.errors import ArgumentError
 from tfprune.graph import ChannelGraph
 
 
@@ -16,15 +15,15 @@ def ranked_chains(
 ) -> tuple[list[Chain], str]:
     """The chains of a criterion's scores, and its name in words.
 
+    Of a selector the scores count, which give one nested order; its own choice depends on the
+    widths that are yet to be found. Give it to :func:`tfprune.plan` once they are.
+
     Raises:
-        ArgumentError: an unknown criterion, or a selector, whose choice is no nested order.
+        ArgumentError: an unknown criterion.
     """
     chosen = criteria.get(criterion, data)
-    if isinstance(chosen, criteria.Selector):
-        raise ArgumentError(
-            "Expected a criterion that ranks channels once. Received: the selector "
-            f"{type(chosen).__name__}, whose choice depends on the widths. Find the widths with "
-            "another one, such as 'l1', and give the selector to tfprune.plan."
-        )
     scores = chosen(graph)
-    return chains(graph, scores, constraints, CostModel(graph)), scores.criterion
+    words = scores.criterion
+    if isinstance(chosen, criteria.Selector):
+        words += ", by its scores"
+    return chains(graph, scores, constraints, CostModel(graph)), words

@@ -71,8 +71,8 @@ def sensitivity_analysis(
             better there than it is: ``(x, y)`` arrays or a finite ``tf.data.Dataset`` of batches,
             which is read into memory.
         ratios: pruning ratios, the fraction of channels removed, in (0, 1).
-        criterion: what ranks the channels: a name or an object, as in :func:`tfprune.plan`, but
-            no selector.
+        criterion: what ranks the channels: a name or an object, as in :func:`tfprune.plan` (of a
+            selector, its scores).
         data: training data for the criteria that need some.
         groups: names or patterns of groups, or of layers that produce their channels; all that
             can be pruned if ``None``.
