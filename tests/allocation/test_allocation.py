@@ -242,3 +242,13 @@ def test_scores_that_do_not_fit(model, spoil, message):
 
     with pytest.raises(tfprune.TfpruneError, match=message):
         tfprune.plan(model, 0.5, criterion=criterion)
+
+
+@pytest.mark.parametrize(
+    ("width", "ratio", "kept"),
+    [(64, 0.3, 44), (128, 0.3, 89), (16, 0.6, 6), (16, 0.1, 14), (64, 0.1, 57), (10, 0.9, 1),
+     (16, 0.5, 8), (256, 0.3, 179), (512, 0.3, 358), (64, 0.7, 19), (512, 0.7, 153)],
+)  # fmt: skip
+def test_counts_of_the_reference_codes(width, ratio, kept):
+    """Sheet A0.2: int(m (1 - p)), safe where floats make 0.99999 of a one."""
+    assert kept_count(width, ratio) == kept
