@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from tfprune import criteria
 from tfprune.graph.plan import PruningPlan
 
 from .conftest import Outcome, command
@@ -57,6 +58,8 @@ def test_help_is_readable_and_imports_nothing_heavy() -> None:
         assert any(line.startswith(f"usage: tfprune {name} ") for line in text)
         assert any(line.startswith(f"example: tfprune {name}") or line == f"example: tfprune {name}"
                    for line in text)  # fmt: skip
+    words = set(" ".join(text).replace(",", " ").split())
+    assert words >= set(criteria.names())
 
 
 def test_every_command_is_quiet(files, tmp_path) -> None:

@@ -105,8 +105,9 @@ def build_parser() -> argparse.ArgumentParser:
     prune.add_argument(
         "--criterion",
         metavar="NAME",
-        help="what a channel is worth: l1 (default), l2, bn_scale, fpgm, group_norm, random, "
-        "and with --data taylor, activation_mean, apoz, hrank, chip",
+        help="what a channel is worth: l1 (default), greedy_l1, l2, bn_scale, fpgm, group_norm, "
+        "random, and with --data taylor, activation_mean, apoz, hrank, chip, nisp, influence, ccp, "
+        "aofp, thinet, lasso",
     )
     prune.add_argument(
         "--data", metavar="NAME", help="data set for criteria that need one: digits, cifar10, …"
