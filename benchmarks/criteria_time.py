@@ -60,8 +60,8 @@ def main() -> None:
                 f"{len(graph.prunable)} channel groups, {sum(g.width for g in graph.prunable):,} "
                 f"channels, {options.examples} calibration images of "
                 f"{'x'.join(map(str, model.input_shape[1:]))}. **scoring**: all channels, the "
-                "first time, compilation included. **a whole plan**: scoring again, allocation for half "
-                "of the MACs, and a selector's choice.",
+                "first time, compilation included. **a whole plan**: scoring again, allocation for "
+                "half of the MACs, and a selector's choice.",
                 table(head, rows, right=head[1:], markdown=True),
                 circumstances("benchmarks.criteria_time"),
             ]
