@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tfprune.criteria.activation import ActivationMean, APoZ
+from tfprune.criteria.aofp import AOFP
 from tfprune.criteria.batch_norm_scale import BatchNormScale
 from tfprune.criteria.ccp import CCP
 from tfprune.criteria.chip import CHIP
@@ -46,11 +47,13 @@ _WITH_DATA: dict[str, Callable[[Any], Criterion]] = {
     "nisp": NISP,
     "influence": Influence,
     "ccp": CCP,
+    "aofp": AOFP,
     "thinet": ThiNet,
     "lasso": Lasso,
 }
 
 __all__ = [
+    "AOFP",
     "CCP",
     "CHIP",
     "FPGM",

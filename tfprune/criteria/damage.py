@@ -5,15 +5,15 @@ some channels,
 
 .. math:: t = \sum (Y - \tilde Y)^2 \Big/ \sum Y^2,
 
-over the whole batch tensor, in inference mode, in float64. The site of the metric is fixed: Y is
-what stands behind the reading layer's own batch normalisation and activation, where these follow it
-directly and nothing else reads what lies between; else the reading layer's own output. Of several
-readers (a residual stream) the largest t counts.
+over the whole batch tensor, in inference mode. The site of the metric is fixed: Y is what stands
+behind the reading layer's own batch normalisation and activation, where these follow it directly
+and nothing else reads what lies between; else the reading layer's own output. Of several readers (a
+residual stream) the largest t counts.
 
 The change goes no further than that, so that damage in different groups can be told apart, and
 measured without another pass through the network. Where the channels are read inside a layer
-(attention heads, states of recurrent cells, layers in wrappers), no such place can be reached: there
-Y are the model's outputs, and a channel is zeroed in the weights that read it.
+(attention heads, states of recurrent cells, layers in wrappers), no such place can be reached:
+there Y are the model's outputs, and a channel is zeroed in the weights that read it.
 
 An output that is zero throughout has no energy to compare with: t is 0 if it stays so, else 1.
 """

@@ -21,6 +21,7 @@ they were at the start, or after some steps, and train what is left.
     True
 """
 
+from tfprune.methods.aofp import ApproximatedOracle, ApproximatedOracleResult
 from tfprune.methods.dsd import DSD
 from tfprune.methods.global_magnitude import GlobalMagnitude, redrawn
 from tfprune.methods.grasp import GraSP
@@ -34,6 +35,8 @@ from tfprune.methods.synflow import SynFlow
 __all__ = [
     "DSD",
     "SNIP",
+    "ApproximatedOracle",
+    "ApproximatedOracleResult",
     "GlobalMagnitude",
     "GraSP",
     "Han",
