@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import tf_keras
 
+import tfprune
 from tests.search.models import DISTANCE, broken, examples, network, trained, validation
 from tests.test_workers import Doubled
+from tfprune.criteria import AOFP
 from tfprune.errors import ArgumentError
-from tfprune.search import Metric, Retraining, eagle_eye, sensitivity_analysis
+from tfprune.search import Metric, Retraining, eagle_eye, netadapt, sensitivity_analysis
 
 
 @contextlib.contextmanager
@@ -72,6 +74,34 @@ def test_sensitivity(executor, tmp_path):
     analyse(path=tmp_path / "a.json", **masked)
     analyse(path=tmp_path / "b.json", executor=executor, **masked)
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+def test_netadapt(executor):
+    """One step: proposals are trained and measured in the workers, and the weights come back."""
+    options = {"budget": 0.85, "first_step": 0.15, "round_to": 1, "metric": DISTANCE,
+               "retraining": Retraining(batches=1, batch_size=10, seed=3),
+               "progress": False}  # fmt: skip
+    train = examples(20, seed=3)
+    here = netadapt(trained(), train, validation(), **options)
+    there = netadapt(trained(), train, validation(), executor=executor, **options)
+    assert len(here.steps) == len(there.steps) == 1
+    assert [(p.group, p.width, p.cost) for p in here.steps[0].proposals] == [
+        (p.group, p.width, p.cost) for p in there.steps[0].proposals
+    ]
+    assert here.steps[0].taken == there.steps[0].taken
+    for a, b in zip(here.model.weights, there.model.weights, strict=True):
+        # The threads of one process and of another may add gradients in another order.
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-6)
+
+
+def test_aofp(executor):
+    """The damage of every group is measured in the workers."""
+    options = {"draws": 1, "batches": 1, "batch_size": 16}
+    graph = tfprune.analyse(trained())
+    here = AOFP(validation()[0], **options)(graph)
+    there = AOFP(validation()[0], executor=executor, **options)(graph)
+    for name in here:
+        np.testing.assert_array_equal(here[name], there[name])
 
 
 def test_eagle_eye(executor):
