@@ -183,7 +183,7 @@ def test_the_table(result):
         ({"recalibration_batches": 0}, ArgumentError, "limit"),
         ({"executor": 2}, ArgumentError, "Expected an executor"),
     ],
-    ids=range(19),
+    ids=range(18),
 )
 def test_refused_before_any_measurement(options, error, message, monkeypatch):
     def never(*arguments):

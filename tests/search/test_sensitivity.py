@@ -331,7 +331,7 @@ def _none_of_it(graph):
         ({"path": "no/such/folder/file.json"}, ArgumentError, "not a directory"),
         ({"recalibrate": np.zeros((3, 5, 5, 2))}, DataError, "shape"),
     ],
-    ids=range(24),
+    ids=range(23),
 )
 def test_refused_before_any_measurement(options, error, message, monkeypatch):
     def never(*arguments):
