@@ -311,6 +311,7 @@ def report(
             "the mean of the correlations within the groups. **s**: seconds to choose and cut, "
             "mean. Methods marked * also solve for new weights.",
             table(head, cells, right=head[1:], markdown=True),
+            *([f"Not in this run: {', '.join(facts['missing'])}."] if facts["missing"] else []),
             f"![accuracy against MACs removed]({options.figure.name})" if options.figure else "",
             circumstances("benchmarks.selection", [
                 f"--model {options.model.name}", f'--network-name "{options.network_name}"',
@@ -382,6 +383,7 @@ def main() -> None:
     facts = {
         "dense": base,
         "test": len(test[0]),
+        "missing": [way.name for way in WAYS if way.name not in {row["name"] for row in rows}],
         "train": splits.info.counts["train"],
         "validation": len(held_out[0]),
         "channels": sum(map(len, truth.values())),
