@@ -27,10 +27,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tfprune.criteria.gates import readings_of, run_call
+from tfprune.criteria.gates import readings_of
 from tfprune.errors import DataError
 from tfprune.graph import ChannelGraph
-from tfprune.graph.evaluate import evaluate
+from tfprune.graph.evaluate import evaluate, run_call
 from tfprune.graph.labels import Labels
 from tfprune.graph.masking import MaskedModel
 from tfprune.graph.trace import Call, is_model, is_of_framework

@@ -33,7 +33,6 @@ compare with finite differences, and with Taylor's sum over weights.
 
 from __future__ import annotations
 
-import inspect
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,9 +46,9 @@ from tfprune.batches import iterate
 from tfprune.criteria.scores import Vector, check_choice, over_other_axes
 from tfprune.errors import ArgumentError, DataError, ModelError
 from tfprune.graph import ChannelGraph, ChannelGroup, Member
-from tfprune.graph.evaluate import Override, evaluate, flatten
+from tfprune.graph.evaluate import Override, evaluate, flatten, run_call
 from tfprune.graph.labels import Labels
-from tfprune.graph.trace import Call, Ref, framework_module, is_model, map_leaves, raw_variable
+from tfprune.graph.trace import Call, framework_module, is_model, map_leaves, raw_variable
 from tfprune.losses import resolve_loss
 
 Matrix = NDArray[np.float64]
@@ -396,24 +395,6 @@ def _multiplied(tensor: Any, reading: Reading, gates: Mapping[str, Any]) -> Any:
     shape[0], shape[reading.axis] = rows, len(reading.index)
     factor = tf.reshape(tf.gather(factors, reading.index, axis=1), shape)
     return tensor * tf.cast(factor, tensor.dtype)
-
-
-def run_call(call: Call, tensors: Sequence[Any]) -> list[Any]:
-    """The outputs of one call on other inputs, flattened, in inference mode.
-
-    Args:
-        call: of an operation that is no model.
-        tensors: one per entry of ``call.inputs``.
-    """
-    known = {ref.key: tensor for ref, tensor in zip(call.inputs, tensors, strict=True)}
-
-    def fill(leaf: Any) -> Any:
-        return known[leaf.key] if isinstance(leaf, Ref) else leaf
-
-    kwargs = {k: v for k, v in map_leaves(fill, call.kwargs).items() if v is not None}
-    if kwargs.get("training") or "training" in inspect.signature(call.op.call).parameters:
-        kwargs["training"] = False
-    return flatten(call.op(*map_leaves(fill, call.args), **kwargs))
 
 
 def _outside(graph: ChannelGraph, readings: Sequence[Reading], objective: PerExample) -> Any:

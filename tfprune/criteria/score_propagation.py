@@ -26,7 +26,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tfprune.criteria.gates import run_call
+from tfprune.graph.evaluate import run_call
 from tfprune.graph.remake import remake
 from tfprune.graph.rules import convolution, dense, elementwise, find_rule, normalization, reduction
 from tfprune.graph.rules import reshape as reshapes

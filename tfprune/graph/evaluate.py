@@ -70,13 +70,21 @@ def _evaluate(
             if observe is not None:
                 observe(call, tensors)
             replaced = override.get(id(call))
-            outputs = [replaced(*tensors)] if replaced else _call(call, known)
+            outputs = [replaced(*tensors)] if replaced else run_call(call, tensors)
         for ref, value in zip(call.outputs, outputs, strict=True):
             learn(ref, value)
     return [known[ref.key] for ref in traced.outputs]
 
 
-def _call(call: Call, known: dict[Key, Any]) -> list[Any]:
+def run_call(call: Call, tensors: Sequence[Any]) -> list[Any]:
+    """The outputs of one call on other inputs, flattened, in inference mode.
+
+    Args:
+        call: of an operation that is no model.
+        tensors: one per entry of ``call.inputs``.
+    """
+    known = {ref.key: tensor for ref, tensor in zip(call.inputs, tensors, strict=True)}
+
     def fill(leaf: Any) -> Any:
         return known[leaf.key] if isinstance(leaf, Ref) else leaf
 
