@@ -41,6 +41,20 @@ def every_group(chain_list: Sequence[Chain], ratio: float) -> dict[str, Indices]
     )
 
 
+def above(chain_list: Sequence[Chain], threshold: float) -> dict[str, Indices]:
+    """Each group keeps the channels whose scores are above ``threshold``.
+
+    Rounded up to an allowed width, with the best of the others.
+    """
+    return kept_by_steps(
+        chain_list,
+        {
+            i: chain.at_most(int((chain.scores > threshold).sum()))
+            for i, chain in enumerate(chain_list)
+        },
+    )
+
+
 def by_pattern(
     graph: ChannelGraph, chain_list: Sequence[Chain], ratios: Mapping[str, float]
 ) -> dict[str, Indices]:

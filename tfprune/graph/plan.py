@@ -114,6 +114,10 @@ class PruningPlan:
         plan = self.for_graph(graph)
         return replace(plan, values={**plan.values, **new_values.frozen(values)}).for_graph(graph)
 
+    def noted(self, notes: Mapping[str, str]) -> PruningPlan:
+        """The plan with more notes."""
+        return replace(self, notes={**self.notes, **notes})
+
     def for_graph(self, graph: ChannelGraph) -> PruningPlan:
         """The plan in the names of the model behind ``graph``, checked to fit it.
 

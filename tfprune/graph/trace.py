@@ -217,6 +217,25 @@ def functional_of(model: Any) -> Any:
     return model
 
 
+def ends_of(model: Any) -> tuple[Any, Any]:
+    """The symbolic inputs and outputs of a functional or sequential model, as it takes them."""
+    graph = functional_of(model)
+    if is_sequential(model):
+        return graph.inputs[0], graph.outputs[0]
+    return _structures_of(graph)
+
+
+def _structures_of(graph: Any) -> tuple[Any, Any]:
+    if framework_of(graph) == "keras":
+        return graph._inputs_struct, graph._outputs_struct
+    return graph._nested_inputs, graph._nested_outputs
+
+
+def is_plain(model: Any) -> bool:
+    """Whether a functional or sequential model is of a class of the framework, not of the user."""
+    return is_of_framework(type(model))
+
+
 def trace(model: Any) -> Trace:
     """Reads the graph of a functional or sequential model.
 
@@ -260,11 +279,7 @@ def trace(model: Any) -> Trace:
         inputs = tuple(leaf for leaf in [*leaves(args), *leaves(kwargs)] if isinstance(leaf, Ref))
         calls.append(Call(op, args, kwargs, inputs, tuple(ref(t) for t in _flat(node.outputs))))
 
-    structures = (
-        (graph._inputs_struct, graph._outputs_struct)
-        if keras3
-        else (graph._nested_inputs, graph._nested_outputs)
-    )
+    structures = _structures_of(graph)
     history_op = "operation" if keras3 else "layer"
     return Trace(
         model=model,

@@ -29,7 +29,9 @@ from tfprune.methods.han import Han, corrected_dropout
 from tfprune.methods.magnitude import MagnitudePruning
 from tfprune.methods.method import Method, MethodResult, plain_copy
 from tfprune.methods.random import RandomPruning
+from tfprune.methods.slimming import NetworkSlimming
 from tfprune.methods.snip import SNIP
+from tfprune.methods.structured import StructuredMethod, StructuredResult
 from tfprune.methods.synflow import SynFlow
 
 __all__ = [
@@ -43,7 +45,10 @@ __all__ = [
     "MagnitudePruning",
     "Method",
     "MethodResult",
+    "NetworkSlimming",
     "RandomPruning",
+    "StructuredMethod",
+    "StructuredResult",
     "SynFlow",
     "corrected_dropout",
     "plain_copy",

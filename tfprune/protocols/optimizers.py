@@ -106,14 +106,16 @@ def l2_penalty(keras: Any, model: Any, weight_decay: float) -> Iterator[None]:
             "decay='decoupled', or put the penalty on its layers (kernel_regularizer)."
         )
     penalty = keras.regularizers.L2(weight_decay / 2)
-    before = [(variable, variable.regularizer) for variable in model.trainable_variables]
+    # Some weights are trained by a method's own rule, without weight decay (tfprune.layers.updates).
+    own = {id(variable) for variable in getattr(getattr(model, "update", None), "owned", ())}
+    before = [(v, v.regularizer) for v in model.trainable_variables if id(v) not in own]
     try:
-        for variable, own in before:
-            variable.regularizer = penalty if own is None else _sum_of(own, penalty)
+        for variable, present in before:
+            variable.regularizer = penalty if present is None else _sum_of(present, penalty)
         yield
     finally:
-        for variable, own in before:
-            variable.regularizer = own
+        for variable, present in before:
+            variable.regularizer = present
         # What was traced has the penalty in it, and must not serve a later fit().
         model.train_function = model.test_function = None
 
