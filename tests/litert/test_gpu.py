@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 import tfprune
+from tests.layers.test_channel_selection import preactivation
 from tfprune.litert.convert import convert
 from tfprune.litert.gpu import driver_announced, run_on_gpu
 from tfprune.litert.keras_model import keras_model
+from tfprune.methods import NetworkSlimming
 
 pytestmark = pytest.mark.gpu
 
@@ -92,3 +94,14 @@ def test_wrong_numbers_are_seen() -> None:
     # LiteRT 2.3 gives the halves unswapped; a later one may have mended it
     assert run.relative_difference > 0.1 or run.relative_difference < 1e-5
     assert run.agrees is (run.relative_difference < 0.1)
+
+
+def test_channel_selection_in_front_of_shared_streams() -> None:
+    """Sheet A4: gathers behind a stream that others read, whole and right on the GPU."""
+    finished = NetworkSlimming(selection=True, pruning_ratio=0.5).finish(
+        NetworkSlimming(selection=True).prepare(preactivation())
+    )
+    run = run_on_gpu(convert(keras_model(finished)), runs=1, warmup=0, timeout_s=120)
+    assert run.delegated, str(run)
+    # float32 on both sides: order of summation only
+    assert run.relative_difference < 1e-5

@@ -62,3 +62,45 @@ def same(before, model):
     return all(
         np.array_equal(a, np.asarray(b)) for a, b in zip(before, model.variables, strict=True)
     )
+
+
+def residual(seed=0, momentum=0.9):
+    """A stem, a block with an addition, a wider convolution, and a head; batch-normalised.
+
+    Channel groups: the stream (8: stem, second), first (6), last (10).
+    """
+    keras.utils.set_random_seed(seed)
+    layers = keras.layers
+
+    def unit(tensor, filters, name, relu=True):
+        tensor = layers.Conv2D(filters, 3, padding="same", use_bias=False, name=name)(tensor)
+        tensor = layers.BatchNormalization(momentum=momentum, name=f"{name}_bn")(tensor)
+        return layers.ReLU(name=f"{name}_relu")(tensor) if relu else tensor
+
+    inputs = keras.Input((8, 8, 1), name="images")
+    stream = unit(inputs, 8, "stem")
+    branch = unit(unit(stream, 6, "first"), 8, "second", relu=False)
+    stream = layers.ReLU(name="joined_relu")(layers.Add(name="joined")([stream, branch]))
+    features = layers.GlobalAveragePooling2D(name="pool")(unit(stream, 10, "last"))
+    return keras.Model(inputs, layers.Dense(3, name="head")(features), name="residual")
+
+
+def stripes(count=48, seed=0):
+    """Images of 8x8 pixels of three kinds (rows, columns, checks) in noise, and their kinds."""
+    random = np.random.default_rng(seed)
+    rows_, columns = np.indices((8, 8))
+    kinds = np.stack([rows_ % 2, columns % 2, (rows_ + columns) % 2])[..., None] - 0.5
+    y = random.integers(0, 3, count)
+    x = kinds[y] + random.normal(0, 0.5, (count, 8, 8, 1))
+    return x.astype("float32"), y
+
+
+def stir(model, seed=0):
+    """Random scales, shifts and statistics of batch normalisation, as training leaves them."""
+    random = np.random.default_rng(seed)
+    for variable in model.weights:
+        if variable.name in ("gamma", "moving_variance"):
+            variable.assign(random.uniform(0.3, 1.5, variable.shape))
+        elif variable.name in ("beta", "moving_mean"):
+            variable.assign(random.normal(0, 0.3, variable.shape))
+    return model

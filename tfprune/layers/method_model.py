@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import numpy as np
 
 from tfprune.errors import ModelError
 from tfprune.graph import analyse

@@ -23,12 +23,14 @@ they were at the start, or after some steps, and train what is left.
 
 from tfprune.methods.aofp import ApproximatedOracle, ApproximatedOracleResult
 from tfprune.methods.dsd import DSD
+from tfprune.methods.gdp import GlobalDynamicPruning
 from tfprune.methods.global_magnitude import GlobalMagnitude, redrawn
 from tfprune.methods.grasp import GraSP
 from tfprune.methods.han import Han, corrected_dropout
 from tfprune.methods.magnitude import MagnitudePruning
 from tfprune.methods.method import Method, MethodResult, plain_copy
 from tfprune.methods.random import RandomPruning
+from tfprune.methods.sfp import SoftFilterPruning
 from tfprune.methods.slimming import NetworkSlimming
 from tfprune.methods.snip import SNIP
 from tfprune.methods.structured import StructuredMethod, StructuredResult
@@ -39,6 +41,7 @@ __all__ = [
     "SNIP",
     "ApproximatedOracle",
     "ApproximatedOracleResult",
+    "GlobalDynamicPruning",
     "GlobalMagnitude",
     "GraSP",
     "Han",
@@ -47,6 +50,7 @@ __all__ = [
     "MethodResult",
     "NetworkSlimming",
     "RandomPruning",
+    "SoftFilterPruning",
     "StructuredMethod",
     "StructuredResult",
     "SynFlow",

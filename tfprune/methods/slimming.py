@@ -43,6 +43,7 @@ from keras import ops
 from tfprune.criteria.scores import Scores, Vector, from_members
 from tfprune.errors import ArgumentError
 from tfprune.graph import ChannelGraph, ChannelGroup, Member
+from tfprune.layers.channel_selection import with_selections, without_selections
 from tfprune.layers.updates import Gradients, MethodUpdate
 from tfprune.methods.structured import StructuredMethod
 
@@ -56,6 +57,9 @@ class NetworkSlimming(StructuredMethod):
             160 epochs of SGD at a batch size of 64.
         initial_scale: what all scales are set to before training; the paper's trainings from
             scratch start at 0.5. ``None`` leaves them, as befits a network that is trained already.
+        selection: put a channel selection in front of every batch normalisation that reads a shared
+            stream, as the paper does for pre-activation networks and DenseNets: each reader then
+            drops channels of the stream by itself, see :func:`tfprune.layers.with_selections`.
         macs, pruning_ratio, round_to, min_channels, ignore: see :class:`StructuredMethod`. Without
             ``macs`` and ``pruning_ratio`` scales of at most 0.01 go.
 
@@ -65,6 +69,7 @@ class NetworkSlimming(StructuredMethod):
 
     penalty: float = 1e-4
     initial_scale: float | None = None
+    selection: bool = False
 
     threshold: ClassVar[float] = 1e-2
 
@@ -86,12 +91,17 @@ class NetworkSlimming(StructuredMethod):
         return bool(scales_of(group))
 
     def prepare(self, model: Any) -> Any:
-        """A copy of the model, its scales set to ``initial_scale``."""
-        prepared = super().prepare(model)
+        """A copy of the model, scales set to ``initial_scale``, with selections if asked for."""
+        prepared = super().prepare(with_selections(model) if self.selection else model)
         if self.initial_scale is not None:
             for variable in prepared.update.held.scales:
                 variable.assign(ops.full(variable.shape, self.initial_scale, variable.dtype))
         return prepared
+
+    def finish(self, model: Any, data: Any = None, *, structured: bool = True) -> Any:
+        """The smaller model; selections have become ``keras.ops.take`` with constant indices."""
+        smaller = super().finish(model, data)
+        return without_selections(smaller) if self.selection else smaller
 
     def scores(self, graph: ChannelGraph) -> Scores:
         """The largest scale of every channel."""

@@ -87,6 +87,9 @@ class StructuredMethod(Method):
         Budget(self.macs)
         self._constraints()
 
+    order: ClassVar[str] = "global"
+    """In which order channels go, where something is asked for."""
+
     @abstractmethod
     def update(self) -> MethodUpdate:
         """What the method does in every training step; not bound to a model yet."""
@@ -98,6 +101,10 @@ class StructuredMethod(Method):
         Args:
             graph: of a model from :meth:`prepare`, trained.
         """
+
+    def ratio(self, graph: ChannelGraph) -> float | Mapping[str, float] | None:
+        """The ``pruning_ratio`` for :func:`tfprune.plan`."""
+        return self.pruning_ratio
 
     def acts_on(self, group: ChannelGroup) -> bool:
         """Whether the method can judge this group's channels; the others all stay."""
@@ -208,10 +215,10 @@ class StructuredMethod(Method):
         if self.macs is not None or self.pruning_ratio is not None:
             return plan_of(
                 graph,
-                self.pruning_ratio,
+                self.ratio(graph),
                 macs=self.macs,
                 criterion=lambda _: scores,
-                order="global",
+                order=self.order,
                 round_to=constraints.round_to,
                 min_channels=constraints.min_channels,
                 ignore=constraints.ignore,

@@ -106,7 +106,7 @@ def l2_penalty(keras: Any, model: Any, weight_decay: float) -> Iterator[None]:
             "decay='decoupled', or put the penalty on its layers (kernel_regularizer)."
         )
     penalty = keras.regularizers.L2(weight_decay / 2)
-    # Some weights are trained by a method's own rule, without weight decay (tfprune.layers.updates).
+    # Weights that a method updates by its own rule have no weight decay (tfprune.layers.updates).
     own = {id(variable) for variable in getattr(getattr(model, "update", None), "owned", ())}
     before = [(v, v.regularizer) for v in model.trainable_variables if id(v) not in own]
     try:
