@@ -46,12 +46,14 @@ class Way:
         make: from calibration data ``(x, y)`` and a seed to a criterion.
         seeded: whether data or chance play a part; if not, one seed is all.
         reconstructs: whether new values for weights come with the choice.
+        gradients: whether it looks at gradients, which need more examples (influence.md).
     """
 
     name: str
     make: Callable[[Any, int], Any]
     seeded: bool = True
     reconstructs: bool = False
+    gradients: bool = False
 
 
 WAYS = (
@@ -67,9 +69,9 @@ WAYS = (
     Way("HRank", lambda data, seed: criteria.HRank(data)),
     Way("CHIP", lambda data, seed: criteria.CHIP(data)),
     Way("NISP", lambda data, seed: criteria.NISP(data)),
-    Way("Taylor", lambda data, seed: criteria.Taylor(data)),
-    Way("influence", lambda data, seed: criteria.Influence(data)),
-    Way("CCP", lambda data, seed: criteria.CCP(data)),
+    Way("Taylor", lambda data, seed: criteria.Taylor(data), gradients=True),
+    Way("influence", lambda data, seed: criteria.Influence(data), gradients=True),
+    Way("CCP", lambda data, seed: criteria.CCP(data), gradients=True),
     Way("AOFP damage", lambda data, seed: criteria.AOFP(data, seed=seed)),
     Way("ThiNet", lambda data, seed: criteria.ThiNet(data, seed=seed), reconstructs=True),
     Way(
@@ -87,6 +89,7 @@ WAYS = (
         "CCP, reconstructed",
         lambda data, seed: criteria.Reconstructed(criteria.CCP(data), data, seed=seed),
         reconstructs=True,
+        gradients=True,
     ),
 )
 
@@ -298,8 +301,9 @@ def report(
             "point). Every group loses the same fraction "
             f"of its channels (order uniform, round_to 1), so that all methods end in networks of "
             f"the same shape: {', '.join(facts['shares'])} of the MACs. Calibration: "
-            f"{options.calibration} training images, other ones for each of {len(SEEDS)} seeds, "
-            "the same for all methods; methods without data or chance are computed once. **cut**: "
+            f"{options.calibration} training images, {options.gradient_calibration:,} for methods "
+            f"that look at gradients (Taylor, influence, CCP), other ones for each of {len(SEEDS)} "
+            "seeds; methods without data or chance are computed once. **cut**: "
             "as pruned. **recal.**: the statistics of batch normalisation estimated anew on the "
             f"calibration images. **tuned**: at 50 %, one pass over {facts['train']:,} fixed "
             f"training images from there, with the first seed (SGD, momentum 0.9, learning rate "
@@ -316,6 +320,7 @@ def report(
             circumstances("benchmarks.selection", [
                 f"--model {options.model.name}", f'--network-name "{options.network_name}"',
                 f'--data-name "{options.data_name}"', f"--calibration {options.calibration}",
+                f"--gradient-calibration {options.gradient_calibration}",
                 f"--test {options.test} --learning-rate {options.learning_rate}",
             ]) + (f" Whole run: {facts['minutes']:.0f} minutes." if facts["minutes"] else ""),
         ]
@@ -330,6 +335,10 @@ def main() -> None:
     parser.add_argument("--normalization", default="imagenet", help="see tfprune.data.load")
     parser.add_argument("--data-dir", help="where TFDS keeps data; by default its own choice")
     parser.add_argument("--calibration", type=int, default=256, help="images (default 256)")
+    parser.add_argument(
+        "--gradient-calibration", type=int, default=1000,
+        help="images for methods that look at gradients (default 1000)",
+    )  # fmt: skip
     parser.add_argument("--test", type=int, default=2000, help="test images (default 2000)")
     parser.add_argument("--learning-rate", type=float, default=0.01, help="of the fine-tuning")
     parser.add_argument("--only", nargs="*", help="names of methods; by default all")
@@ -364,18 +373,19 @@ def main() -> None:
     for way in WAYS:
         if options.only and way.name not in options.only:
             continue
+        count = options.gradient_calibration if way.gradients else options.calibration
         runs = [
             cache.get(
                 f"{way.name}, seed {seed}",
-                lambda w=way, s=seed: measured(
-                    graph, w, calibration(pool, options.calibration, s), s, shown
+                lambda w=way, s=seed, n=count: measured(
+                    graph, w, calibration(pool, n, s), s, shown
                 ),
             )
             for seed in (SEEDS if way.seeded else SEEDS[:1])
         ]
         rank = cache.get(
             f"{way.name}, rank",
-            lambda w=way: correlations(dense, w, calibration(pool, options.calibration, 0), truth),
+            lambda w=way, n=count: correlations(dense, w, calibration(pool, n, 0), truth),
         )
         rows.append(
             {"name": way.name, "reconstructs": way.reconstructs, "rank": rank, "runs": runs}

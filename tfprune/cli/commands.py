@@ -162,6 +162,43 @@ def compare(options: Namespace) -> int:
     return OK
 
 
+def train(options: Namespace) -> int:
+    """Runs a recipe."""
+    from tfprune import recipes
+
+    if options.list:
+        found = {name: recipes.read(name).about for name in recipes.names()}
+        if options.json:
+            _print_json(found)
+        else:
+            print("\n\n".join(f"{name}\n  {about}" for name, about in found.items()))
+        return OK
+    recipe = (
+        recipes.read(options.recipe)
+        if options.recipe
+        else recipes.find(options.method, options.model, options.dataset)
+    ).changed(dict(options.set))
+    report = recipes.train(recipe, options.output, on_epoch_end=_epoch_line(options))
+    if options.json:
+        _print_json(report.as_dict())
+    else:
+        print(report)
+    return OK
+
+
+def _epoch_line(options: Namespace) -> Any:
+    """A line on standard error for every epoch, unless that was declined."""
+    if options.quiet or options.json:
+        return None
+
+    def line(phase: str, epoch: int, values: Mapping[str, float]) -> None:
+        shown = {"loss": "loss", "val_accuracy": "validation accuracy", "macs": "MACs left"}
+        parts = [f"{text} {values[key]:.4g}" for key, text in shown.items() if key in values]
+        print(f"{phase} {epoch + 1}: {', '.join(parts)}", file=sys.stderr, flush=True)
+
+    return line
+
+
 def demo(options: Namespace) -> int:
     """The main job on real data."""
     from tfprune.demo import demo as run

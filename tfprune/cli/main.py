@@ -1,4 +1,4 @@
-"""The command line: ``tfprune inspect | prune | export | benchmark | compare | demo``.
+"""The command line: ``tfprune inspect | prune | export | benchmark | compare | train | demo``.
 
 Exit codes: 0 done; 1 the request cannot be met, or failed (the message says why); 2 wrong usage;
 3 a check failed, nothing was written; 130 interrupted. Reports go to standard output, progress

@@ -23,6 +23,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = build_parser().parse_args(arguments)
     if options.command == "prune":
         _check_prune(options)
+    if options.command == "train":
+        _check_train(options)
     return options
 
 
@@ -31,6 +33,16 @@ def request_of(options: argparse.Namespace) -> dict[str, Any]:
     names = {"ratio": "pruning_ratio"}
     given = {name: getattr(options, name) for name in _REQUEST}
     return {names.get(k, k): v for k, v in given.items() if v is not None and v != []}
+
+
+def _check_train(options: argparse.Namespace) -> None:
+    named = [name for name in ("method", "model", "dataset") if getattr(options, name)]
+    if options.list:
+        return
+    if options.recipe and named:
+        options.wrong_usage(f"expected --recipe alone, or with --set; received also --{named[0]}")
+    if not options.recipe and len(named) < 3:
+        options.wrong_usage("expected --recipe, or --method, --model and --dataset")
 
 
 def _check_prune(options: argparse.Namespace) -> None:
@@ -207,6 +219,38 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--runs", type=values.positive, default=50, metavar="N", help="default 50")
     compare.add_argument("--markdown", action="store_true", help="print a Markdown table")
     _gpu(compare)
+
+    train = _command(
+        commands,
+        "train",
+        "train by a method that finds the channels to remove, from a recipe",
+        "tfprune train --method slimming --model vgg19 --dataset cifar10",
+    )
+    train.add_argument(
+        "--recipe", metavar="NAME", help="a recipe by name (see --list), or a .toml file"
+    )
+    train.add_argument("--list", action="store_true", help="list the recipes and leave")
+    train.add_argument("--method", metavar="NAME", help="slimming, sfp, gdp, …")
+    train.add_argument(
+        "--model", metavar="NAME", help="vgg16, resnet20, densenet40, …, or a .keras or .h5 file"
+    )
+    train.add_argument("--dataset", metavar="NAME", help="digits, cifar10, fashion_mnist, …")
+    train.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        type=values.setting,
+        metavar="KEY=VALUE",
+        help="change the recipe, such as train.epochs=20, arguments.macs=0.5, data.subset=10000, "
+        "seed=1; repeatable",
+    )
+    train.add_argument(
+        "--output",
+        default="tfprune-train",
+        metavar="DIR",
+        help="folder for models, plan and report (default tfprune-train); the same command goes "
+        "on where it was interrupted",
+    )
 
     demo = _command(
         commands,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
 from argparse import ArgumentTypeError
+from typing import Any
 
 
 def amount(text: str) -> float | int:
@@ -45,6 +47,17 @@ def natural(text: str) -> int:
 def multiple(text: str) -> int | str:
     """A multiple of channels, or a word that may name a preset."""
     return text if text.isidentifier() else _whole(text, 1)
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """``KEY=VALUE``, the value as in TOML; what is none is a text."""
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise ArgumentTypeError(f"expected KEY=VALUE, such as train.epochs=20, not {text!r}")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value
 
 
 def shape(text: str) -> tuple[int, ...]:

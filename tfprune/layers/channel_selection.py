@@ -90,13 +90,15 @@ def _identity(shape: Any, dtype: Any = None) -> Any:
 def channel_selection(call: RuleCall) -> TensorLabels:
     """Rows consume the stream's channels, columns produce the reader's."""
     labels = call.inputs[0]
-    outputs = call.fresh(int(call.op.kernel.shape[-1]))
-    call.weight(call.op.kernel, "kernel", consumes={0: labels[-1]}, produces={1: outputs})
+    inputs, outputs = labels[-1], call.fresh(int(call.op.kernel.shape[-1]))
+    call.weight(call.op.kernel, "kernel", consumes={0: inputs}, produces={1: outputs})
     call.size("units", outputs)
-    call.config(
-        "diagonal",
-        lambda keep: {"diagonal": call.op.diagonal and _same(keep(labels[-1]), keep(outputs))},
-    )
+    if inputs is not None:
+        read = inputs
+        call.config(
+            "diagonal",
+            lambda keep: {"diagonal": call.op.diagonal and _same(keep(read), keep(outputs))},
+        )
     return (*labels[:-1], outputs)
 
 

@@ -87,6 +87,35 @@ def training_figure(histories: Mapping[str, Sequence[float]], label: str = "accu
     return figure
 
 
+def structure_figure(widths: Mapping[str, Sequence[float]]) -> Any:
+    """How the structure emerged: the fraction of every group that is left, over the epochs.
+
+    Args:
+        widths: group name -> its width at the end of every epoch; all of the same length.
+
+    Returns:
+        A ``matplotlib.figure.Figure``: a row for every group, dark where much is left.
+    """
+    names = list(widths)
+    widest = [max(series) or 1.0 for series in widths.values()]
+    values = [
+        [value / full for value in series]
+        for series, full in zip(widths.values(), widest, strict=True)
+    ]
+    figure = _figure(6.0, max(2.0, 0.2 * len(names) + 1.2))
+    axes = figure.add_subplot(1, 1, 1)
+    image = axes.imshow(values, aspect="auto", cmap="cividis_r", vmin=0, vmax=1)
+    labels = [
+        f"{name}  {series[-1]:.0f}/{full:.0f}"
+        for (name, series), full in zip(widths.items(), widest, strict=True)
+    ]
+    axes.set_yticks(range(len(names)), labels, fontsize=7)
+    axes.set_xlabel("epoch")
+    figure.colorbar(image, label="of its largest width")
+    figure.tight_layout()
+    return figure
+
+
 def schedule_figure(curves: Mapping[str, tuple[Any, Any, Any]]) -> Any:
     """Sparsity over training steps, with a mark at every step at which masks are updated.
 
