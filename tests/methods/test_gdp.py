@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import keras
 import numpy as np
 import pytest
@@ -96,9 +98,9 @@ def test_masks_are_chosen_again_and_filters_come_back() -> None:
         *DATA, batch_size=8, epochs=3, shuffle=False, verbose=0,
         callbacks=[*how.callbacks(), Watch()],
     )  # fmt: skip
-    changes = [not np.array_equal(a, b) for a, b in zip(seen, seen[1:], strict=False)]
+    changes = [not np.array_equal(a, b) for a, b in pairwise(seen)]
     assert any(changes[1::2]) and not any(changes[::2])  # after every second step only
-    assert any(((b == 1) & (a == 0)).any() for a, b in zip(seen, seen[1:], strict=False))
+    assert any(((b == 1) & (a == 0)).any() for a, b in pairwise(seen))
 
 
 def test_frozen_masks_stay() -> None:

@@ -27,6 +27,7 @@ from tfprune.methods.gdp import GlobalDynamicPruning
 from tfprune.methods.global_magnitude import GlobalMagnitude, redrawn
 from tfprune.methods.grasp import GraSP
 from tfprune.methods.han import Han, corrected_dropout
+from tfprune.methods.ista import ISTA
 from tfprune.methods.magnitude import MagnitudePruning
 from tfprune.methods.method import Method, MethodResult, plain_copy
 from tfprune.methods.random import RandomPruning
@@ -38,6 +39,7 @@ from tfprune.methods.synflow import SynFlow
 
 __all__ = [
     "DSD",
+    "ISTA",
     "SNIP",
     "ApproximatedOracle",
     "ApproximatedOracleResult",

@@ -123,9 +123,8 @@ class GlobalDynamicPruning(StructuredMethod):
         """1 for channels that are not masked, 0 for those that are."""
         return Scores(graph.model.update.masks(), "mask")
 
-    def plan(self, model: Any) -> PruningPlan:
-        """The channels that are not masked."""
-        graph = model if isinstance(model, ChannelGraph) else analyse(model)
+    def choice(self, graph: ChannelGraph) -> PruningPlan:
+        """The channels that are not masked stay."""
         masks = graph.model.update.masks()
         kept = {name: np.flatnonzero(mask) for name, mask in masks.items()}
         return PruningPlan.of(graph, kept, {"method": self.describe()})
@@ -138,7 +137,7 @@ class GlobalDynamicPruning(StructuredMethod):
         """
         update = graph.model.update
         update.lift()
-        plan = self._decide(graph, Scores(self.saliency(graph), "saliency"))
+        plan = self.decide(graph, Scores(self.saliency(graph), "saliency"))
         update.mask(plan.kept)
 
     def saliency(self, graph: ChannelGraph) -> dict[str, Any]:

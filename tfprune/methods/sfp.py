@@ -47,6 +47,7 @@ from tfprune.graph.plan import PruningPlan
 from tfprune.layers.distribution import strategy_scope
 from tfprune.layers.updates import MethodUpdate
 from tfprune.methods.structured import StructuredMethod
+from tfprune.surgery import absorbed
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class SoftFilterPruning(StructuredMethod):
         pruning_ratio: P, of every group; 0.3 in the authors' ImageNet trainings, 0.1 to 0.4 on
             CIFAR-10.
         at_start: also zero before the first epoch, as the authors' code does.
+        absorb: add the constants that removed channels were to what reads them, see
+            :func:`tfprune.surgery.absorbed`.
         round_to, min_channels, ignore: see :class:`StructuredMethod`.
 
     Raises:
@@ -65,6 +68,7 @@ class SoftFilterPruning(StructuredMethod):
     """
 
     at_start: bool = True
+    absorb: bool = True
 
     order: ClassVar[str] = "uniform"
 
@@ -96,6 +100,10 @@ class SoftFilterPruning(StructuredMethod):
     def scores(self, graph: ChannelGraph) -> Scores:
         """The L2 norm of the filters."""
         return L2()(graph)
+
+    def values(self, graph: ChannelGraph, plan: PruningPlan) -> Mapping[str, Any]:
+        """Biases and statistics that take up what the zeroed filters left as constants."""
+        return absorbed(graph, plan.kept).values if self.absorb else {}
 
 
 class ZeroFilters(keras.callbacks.Callback):  # type: ignore[misc]
@@ -131,7 +139,7 @@ class ZeroFilters(keras.callbacks.Callback):  # type: ignore[misc]
     def _zero(self) -> None:
         if self._graph is not None:
             with strategy_scope(self.model):
-                zero_filters(self._graph, self._method.plan(self._graph))
+                zero_filters(self._graph, self._method.choice(self._graph))
 
 
 def zero_filters(graph: ChannelGraph, plan: PruningPlan) -> None:

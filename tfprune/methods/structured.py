@@ -145,14 +145,25 @@ class StructuredMethod(Method):
                 f"{graph.model.name!r}, which has none. print(tfprune.analyse(model)) says what "
                 "can be pruned."
             )
-        self._decide(graph, Scores({g.name: np.ones(g.width) for g in graph.prunable}, "any"))
+        self.decide(graph, Scores({g.name: np.ones(g.width) for g in graph.prunable}, "any"))
 
     def callbacks(self) -> list[Any]:
         """What writes to the logs of every epoch how the structure emerges."""
         return [StructureLog(self)]
 
+    def choice(self, graph: ChannelGraph) -> PruningPlan:
+        """Which channels would go if training ended now: the plan without new values.
+
+        Args:
+            graph: of a model from :meth:`prepare`.
+
+        Raises:
+            BudgetError: the MACs are out of reach.
+        """
+        return self.decide(graph, self.scores(graph))
+
     def plan(self, model: Any) -> PruningPlan:
-        """What would go if training ended now.
+        """What would be done if training ended now.
 
         Args:
             model: from :meth:`prepare`, or its analysed graph.
@@ -161,7 +172,7 @@ class StructuredMethod(Method):
             BudgetError: the MACs are out of reach.
         """
         graph = model if isinstance(model, ChannelGraph) else analyse(model)
-        plan = self._decide(graph, self.scores(graph))
+        plan = self.choice(graph)
         values = self.values(graph, plan)
         return plan.with_values(graph, values) if values else plan
 
@@ -207,7 +218,8 @@ class StructuredMethod(Method):
             trained=prepared,
         )
 
-    def _decide(self, graph: ChannelGraph, scores: Scores) -> PruningPlan:
+    def decide(self, graph: ChannelGraph, scores: Scores) -> PruningPlan:
+        """The channels that go by these scores: as many as are asked for, or by the threshold."""
         allocation.check_patterns(graph, self.ignore, "ignore")
         left = [group.name for group in graph.prunable if not self.acts_on(group)]
         constraints = replace(self._constraints(), ignore=[*self.ignore, *left])
@@ -263,7 +275,7 @@ class StructureLog(keras.callbacks.Callback):  # type: ignore[misc]
         if self._graph is None or self._graph.model is not self.model:
             self._graph = analyse(self.model)
         graph = self._graph
-        plan = self._method.plan(graph)
+        plan = self._method.choice(graph)
         widths = {
             group.name: len(plan.kept.get(group.name, range(group.width)))
             for group in graph.prunable

@@ -20,6 +20,7 @@ from tfprune.loading import SUFFIXES
 
 METHODS: Mapping[str, Any] = MappingProxyType(
     {
+        "ista": methods.ISTA,
         "slimming": methods.NetworkSlimming,
         "sfp": methods.SoftFilterPruning,
         "gdp": methods.GlobalDynamicPruning,

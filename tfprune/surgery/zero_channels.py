@@ -6,9 +6,10 @@ On channel groups there are three ways in which a channel can go exactly:
 - *unread*: every weight that reads it is zero;
 - *silent*: every weight that makes it is zero, and what arrives where it is read is zero;
 - *constant*: every weight that makes it is zero, and what arrives (a bias, a shift of batch
-  normalisation) is one number, which is added to the bias of each layer that reads it. That is
-  exact for dense layers and for convolutions without padding; with padding the border sees zeros
-  instead of the number, and without a bias there is nothing to add it to: such a channel stays.
+  normalisation) is one number, which goes into the bias of each layer that reads it, or the moving
+  mean of the batch normalisation behind (:mod:`tfprune.surgery.constants`). That is exact for dense
+  layers and for convolutions without padding; with padding the border sees zeros instead of the
+  number, and without a bias or mean there is nothing to add it to: such a channel stays.
 
 One removal can make another possible, so this is repeated until nothing changes.
 
@@ -28,15 +29,14 @@ from numpy.typing import NDArray
 
 from tfprune.errors import ModelError
 from tfprune.graph import ChannelGraph, ChannelGroup, Member, analyse
-from tfprune.graph.evaluate import call_model, evaluate
+from tfprune.graph.evaluate import call_model
 from tfprune.graph.plan import PruningPlan
-from tfprune.graph.trace import Call
+from tfprune.surgery.constants import Arriving, Sink, observe, reading, sink_of
 from tfprune.surgery.rebuild import apply
 from tfprune.surgery.verify import check_finite, random_batch
 
 # Sums in another order and a bias that absorbs a constant: float32 rounding, as in verify.
 _TOLERANCE = 1e-4
-_PROBES = 8
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class EmptyChannels:
         removable: group name -> indices (int64) of channels that can go without changing outputs.
         staying: group name -> how many of its emptied channels stay, and why.
         absorbed: what the constant channels among them contribute to layers that read them: these
-            have to go into biases first.
+            have to go into biases and means first.
     """
 
     removable: Mapping[str, NDArray[np.int64]]
@@ -71,31 +71,16 @@ class Contribution:
     """What one channel that is constant adds to the outputs of one layer.
 
     Attributes:
-        bias: the layer's bias, a live variable of shape ``(units,)``; ``None`` for a channel that
-            is zero, which adds nothing.
+        sink: what takes it up; ``None`` for a channel that is zero, which adds nothing.
         value: float64, shape ``(units,)``.
         kernel, axis, positions: where the layer reads the channel.
     """
 
-    bias: Any
+    sink: Sink | None
     value: NDArray[np.float64]
     kernel: Any
     axis: int
     positions: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Arriving:
-    """What a layer was seen to read along one axis of its input, over examples and positions.
-
-    Attributes:
-        channels: int64, shape ``(size,)``: the channel on each position of the axis.
-        low, high: shape ``(size,)``: smallest and largest value there.
-    """
-
-    channels: NDArray[np.int64]
-    low: NDArray[Any]
-    high: NDArray[Any]
 
 
 def remove_zero_channels(model: Any) -> Any:
@@ -161,7 +146,7 @@ def empty_channels(model: Any) -> EmptyChannels:
         left: list[str] = []
         for channel in np.flatnonzero(unmade & ~unread).tolist():
             if arriving is None:
-                arriving = _observe(graph)
+                arriving = observe(graph)
             try:
                 absorbed += _contributions(graph, group, channel, arriving)
             except _StaysError as reason:
@@ -195,35 +180,11 @@ def _all_zero(group: ChannelGroup, members: Sequence[Member]) -> NDArray[np.bool
     return ~alive
 
 
-def _observe(graph: ChannelGraph) -> dict[str, list[Arriving]]:
-    """What every layer that reads channels sees on random inputs, by its path."""
-    readers = {m.path for group in graph.prunable for m in group.members if m.masked}
-    seen: dict[str, list[Arriving]] = {}
-
-    def observe(call: Call, tensors: Sequence[Any]) -> None:
-        path = graph.record.paths.get(id(call.op), "")
-        if path not in readers:
-            return
-        for ref, tensor in zip(call.inputs, tensors, strict=True):
-            for axis, labels in enumerate(graph.record.tensors.get(ref.key, ())):
-                if labels is None:
-                    continue
-                value = np.asarray(tensor)
-                others = tuple(a for a in range(value.ndim) if a != axis)
-                seen.setdefault(path, []).append(
-                    Arriving(graph.channels(labels), value.min(others), value.max(others))
-                )
-
-    evaluate(graph, random_batch(graph, seed=1, examples=_PROBES), observe=observe)
-    return seen
-
-
 def _contributions(
     graph: ChannelGraph, group: ChannelGroup, channel: int, arriving: Mapping[str, list[Arriving]]
 ) -> list[Contribution]:
     """What a channel adds to the layers that read it; raises where that is not one number."""
     number = int(group.channel_ids[channel])
-    ops = {graph.record.paths[key]: op for key, op in graph.record.ops.items()}
     result = []
     for member in group.members:
         if not member.masked:
@@ -234,41 +195,36 @@ def _contributions(
             continue
         seen = arriving.get(member.path, [])
         on = [arrival.channels == number for arrival in seen]
-        low = [arrival.low[where] for arrival, where in zip(seen, on, strict=True)]
-        high = [arrival.high[where] for arrival, where in zip(seen, on, strict=True)]
-        silent = all(not values.any() for values in (*low, *high))
-        if silent and any(len(values) for values in low):
+        ends = [
+            values[where]
+            for arrival, where in zip(seen, on, strict=True)
+            for values in (arrival.low, arrival.high)
+        ]
+        if any(len(values) for values in ends) and not any(values.any() for values in ends):
             nothing = np.zeros(())
             result.append(Contribution(None, nothing, member.variable, member.axis, positions))
             continue
-        op = ops[member.path]
-        bias = _bias_for_constants(op)
-        if bias is None:
+        found = reading(seen)
+        sink = None if found is None or len(seen) > 1 else sink_of(graph, found[0].op)
+        if found is None or sink is None or not found[1].everywhere:
             raise _StaysError(
-                f"constant, and {member.path!r} cannot absorb it (no bias, or padding)"
+                f"constant, and {member.path!r} cannot absorb it (padding, or no bias and no batch "
+                "normalisation right behind it)"
             )
-        if len(seen) != 1 or len(low[0]) != len(positions) or (low[0] != high[0]).any():
+        arrival, how = found
+        if not arrival.constant[on[0]].all():
             raise _StaysError(f"not constant where {member.path!r} reads it")
-        per_position = np.moveaxis(kernel, member.axis, 0)
-        units = per_position.reshape(len(positions), -1, per_position.shape[-1]).sum(axis=1)
-        result.append(Contribution(bias, low[0] @ units, member.variable, member.axis, positions))
+        value = arrival.mean[on[0]] @ how.rows(np.flatnonzero(on[0]))
+        result.append(Contribution(sink, value, member.variable, member.axis, positions))
     return result
 
 
-def _bias_for_constants(op: Any) -> Any:
-    """The bias that takes up a constant input exactly, or ``None``."""
-    name = type(op).__name__
-    if name in ("Conv1D", "Conv2D", "Conv3D"):
-        whole = op.padding == "valid" or all(size == 1 for size in op.kernel_size)
-        return op.bias if whole and op.groups == 1 else None
-    return op.bias if name == "Dense" else None
-
-
 def _absorb(contribution: Contribution) -> None:
-    """Adds to the bias, and zeroes the weights that read the channel, in place."""
-    if contribution.bias is not None:
-        bias = np.asarray(contribution.bias, np.float64) + contribution.value
-        contribution.bias.assign(bias.astype(np.asarray(contribution.bias).dtype))
+    """Puts the constant away, and zeroes the weights that read the channel, in place."""
+    sink = contribution.sink
+    if sink is not None:
+        dtype = np.asarray(sink.variable).dtype
+        sink.variable.assign(sink.after(contribution.value).astype(dtype))
     kernel = np.asarray(contribution.kernel).copy()
     index: list[Any] = [slice(None)] * kernel.ndim
     index[contribution.axis] = contribution.positions
