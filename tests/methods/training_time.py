@@ -12,5 +12,11 @@ METHODS = {
     "gdp": lambda: methods.GlobalDynamicPruning(
         stripes(32), macs=0.5, every=3, batches=2, batch_size=16
     ),
+    "group norm": lambda: methods.GroupNormSparsity(0.01, macs=0.5),
+    "growing": lambda: methods.GrowingRegularisation(0.01, every=2, macs=0.5),
+    "morphnet": lambda: methods.MorphNet(macs=0.5),
+    "ssr": lambda: methods.SSR(0.01, every=4, macs=0.5),
+    "csgd": lambda: methods.CentripetalSGD(1.0, macs=0.5),
+    "cfp": lambda: methods.FilterCorrelation(episodes=2, episode_epochs=1, macs=0.5),
 }
 """Name -> how to make the method. All ask for half the MACs."""

@@ -181,6 +181,10 @@ class MethodOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         gradients: Gradients = {id(v): g for v, g in zip(variables, dense, strict=True)}
         if self.method is not None:
             gradients = self.method.gradients(gradients, self._rate())
+            # What gradients() reads it has read before anything is assigned. TensorFlow's graph
+            # optimizer can lose that order (seen with 2.21 on a CPU), so it is data here.
+            with tf.control_dependencies(list(gradients.values())):
+                gradients = {key: tf.identity(value) for key, value in gradients.items()}
         own = {id(variable) for variable in self._owned()}
         given = [v for v in variables if id(v) not in own]
         # The inner optimizer adds up what the replicas give it.

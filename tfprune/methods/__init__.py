@@ -22,18 +22,29 @@ they were at the start, or after some steps, and train what is left.
 """
 
 from tfprune.methods.aofp import ApproximatedOracle, ApproximatedOracleResult
+from tfprune.methods.cfp import FilterCorrelation
+from tfprune.methods.csgd import CentripetalSGD
 from tfprune.methods.dsd import DSD
 from tfprune.methods.gdp import GlobalDynamicPruning
 from tfprune.methods.global_magnitude import GlobalMagnitude, redrawn
 from tfprune.methods.grasp import GraSP
+from tfprune.methods.group_sparsity import GroupNormSparsity, GrowingRegularisation
 from tfprune.methods.han import Han, corrected_dropout
 from tfprune.methods.ista import ISTA
 from tfprune.methods.magnitude import MagnitudePruning
 from tfprune.methods.method import Method, MethodResult, plain_copy
+from tfprune.methods.morphnet import (
+    Expansion,
+    MorphNet,
+    ShrinkExpandResult,
+    expand,
+    shrink_expand,
+)
 from tfprune.methods.random import RandomPruning
 from tfprune.methods.sfp import SoftFilterPruning
 from tfprune.methods.slimming import NetworkSlimming
 from tfprune.methods.snip import SNIP
+from tfprune.methods.ssr import SSR
 from tfprune.methods.structured import StructuredMethod, StructuredResult
 from tfprune.methods.synflow import SynFlow
 
@@ -41,22 +52,32 @@ __all__ = [
     "DSD",
     "ISTA",
     "SNIP",
+    "SSR",
     "ApproximatedOracle",
     "ApproximatedOracleResult",
+    "CentripetalSGD",
+    "Expansion",
+    "FilterCorrelation",
     "GlobalDynamicPruning",
     "GlobalMagnitude",
     "GraSP",
+    "GroupNormSparsity",
+    "GrowingRegularisation",
     "Han",
     "MagnitudePruning",
     "Method",
     "MethodResult",
+    "MorphNet",
     "NetworkSlimming",
     "RandomPruning",
+    "ShrinkExpandResult",
     "SoftFilterPruning",
     "StructuredMethod",
     "StructuredResult",
     "SynFlow",
     "corrected_dropout",
+    "expand",
     "plain_copy",
     "redrawn",
+    "shrink_expand",
 ]

@@ -26,8 +26,7 @@ Departures.
 
 - The authors mask kernel and bias alone; batch normalisation's beta would revive the channel.
 - The mean saliency ranks; the authors' code averages it, and ranks by the last batch's.
-- Saliency is measured in training mode, as moving statistics of masked channels say nothing;
-  those are put back afterwards.
+- Saliency is measured in training mode, as moving statistics of masked channels say nothing.
 - ``min_channels`` of every group stay; in the authors' code a layer may vanish.
 - Coupled channels are one filter: the sum runs over all weights that make the channel.
 """
@@ -46,6 +45,7 @@ from tfprune.batches import iterate
 from tfprune.criteria.scores import Scores
 from tfprune.errors import ArgumentError, DataError
 from tfprune.graph import ChannelGraph, analyse
+from tfprune.graph.copying import copy_model
 from tfprune.graph.plan import PruningPlan
 from tfprune.graph.trace import raw_variable
 from tfprune.layers.distribution import strategy_scope
@@ -112,7 +112,7 @@ class GlobalDynamicPruning(StructuredMethod):
             DataError: the data are empty, have no labels or do not fit.
             And what :class:`StructuredMethod` raises.
         """
-        next(self._examples(model))
+        next(self.examples(model))
         return super().prepare(model)
 
     def callbacks(self) -> list[Any]:
@@ -129,42 +129,20 @@ class GlobalDynamicPruning(StructuredMethod):
         kept = {name: np.flatnonzero(mask) for name, mask in masks.items()}
         return PruningPlan.of(graph, kept, {"method": self.describe()})
 
-    def choose(self, graph: ChannelGraph) -> None:
-        """Measures the saliency of all filters of a model in training, and masks by it.
-
-        Args:
-            graph: of a model from :meth:`prepare`.
-        """
-        update = graph.model.update
-        update.lift()
-        plan = self.decide(graph, Scores(self.saliency(graph), "saliency"))
-        update.mask(plan.kept)
-
-    def saliency(self, graph: ChannelGraph) -> dict[str, Any]:
+    def saliency(self, model: Any) -> dict[str, Any]:
         """The mean of Theta over the batches, by group: float64, shape ``(width,)``.
 
         Args:
-            graph: of a model on TensorFlow. Its weights and statistics are as before afterwards.
+            model: on TensorFlow; it is only read.
         """
-        model = graph.model
-        states = [(v, np.asarray(v).copy()) for v in model.non_trainable_variables]
-        examples = self._examples(model)
-        first = next(examples)
-        measure = _saliencies(graph, resolve_loss(model, self.loss, first[1]))
-        total = measure(*first)
-        count = 1
-        for x, y in examples:
-            total = [a + b for a, b in zip(total, measure(x, y), strict=True)]
-            count += 1
-        for variable, value in states:
-            variable.assign(value)
-        names = [group.name for group in graph.prunable]
-        return {
-            name: np.asarray(values, np.float64) / count
-            for name, values in zip(names, total, strict=True)
-        }
+        return Saliency(self, model)(model)
 
-    def _examples(self, model: Any) -> Iterator[tuple[Any, Any]]:
+    def examples(self, model: Any) -> Iterator[tuple[Any, Any]]:
+        """The batches that saliency is averaged over.
+
+        Raises:
+            DataError: none, without labels, or of another shape than the model's inputs.
+        """
         if self.data is None:
             raise DataError("Expected data to measure saliency on. Received: none.")
         return iterate(
@@ -264,6 +242,40 @@ def _multiplier(axes: list[tuple[Axis, Any]]) -> Any:
     return product
 
 
+class Saliency:
+    """Measures saliency on a copy, which is one device's whatever the model is distributed over.
+
+    Args:
+        method: the data and the loss.
+        model: to copy.
+    """
+
+    def __init__(self, method: GlobalDynamicPruning, model: Any) -> None:
+        self._method = method
+        self._copy = copy_model(model)
+        self._graph = analyse(self._copy)
+        self._measure: Any = None
+
+    def __call__(self, model: Any) -> dict[str, Any]:
+        """The saliency of every filter of the model that was copied, as it is now."""
+        for source, copy in zip(model.layers, self._copy.layers, strict=True):
+            for before, after in zip(source.variables, copy.variables, strict=True):
+                after.assign(np.asarray(before))
+        total: list[Any] = []
+        count = 0
+        for x, y in self._method.examples(self._copy):
+            if self._measure is None:
+                loss = resolve_loss(self._copy, self._method.loss, y)
+                self._measure = _saliencies(self._graph, loss)
+            found = self._measure(x, y)
+            total = [a + b for a, b in zip(total, found, strict=True)] if total else found
+            count += 1
+        return {
+            group.name: np.asarray(values, np.float64) / count
+            for group, values in zip(self._graph.prunable, total, strict=True)
+        }
+
+
 def _saliencies(graph: ChannelGraph, objective: Any) -> Any:
     """A function from a batch to Theta of every prunable group."""
     import tensorflow as tf
@@ -310,6 +322,7 @@ class ChooseMasks(keras.callbacks.Callback):  # type: ignore[misc]
         super().__init__()
         self._method = method
         self._graph: ChannelGraph | None = None
+        self._saliency: Saliency | None = None
         self._frozen = False
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -341,6 +354,13 @@ class ChooseMasks(keras.callbacks.Callback):  # type: ignore[misc]
         return int(np.asarray(self.model.optimizer.iterations))
 
     def _choose(self) -> None:
-        if self._graph is not None:
-            with strategy_scope(self.model):
-                self._method.choose(self._graph)
+        graph, update = self._graph, self.model.update
+        if graph is None:
+            return
+        with strategy_scope(self.model):
+            update.lift()
+        if self._saliency is None:
+            self._saliency = Saliency(self._method, self.model)
+        scores = Scores(self._saliency(self.model), "saliency")
+        with strategy_scope(self.model):
+            update.mask(self._method.decide(graph, scores).kept)

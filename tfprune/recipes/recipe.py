@@ -20,10 +20,16 @@ from tfprune.loading import SUFFIXES
 
 METHODS: Mapping[str, Any] = MappingProxyType(
     {
+        "cfp": methods.FilterCorrelation,
+        "csgd": methods.CentripetalSGD,
         "ista": methods.ISTA,
         "slimming": methods.NetworkSlimming,
         "sfp": methods.SoftFilterPruning,
         "gdp": methods.GlobalDynamicPruning,
+        "group_norm": methods.GroupNormSparsity,
+        "growing": methods.GrowingRegularisation,
+        "morphnet": methods.MorphNet,
+        "ssr": methods.SSR,
         "aofp": methods.ApproximatedOracle,
     }
 )

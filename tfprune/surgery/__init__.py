@@ -1,6 +1,7 @@
 """Removes channels for real: rebuilding, slicing, and the oracle that proves it."""
 
 from tfprune.surgery.constants import Absorption, absorbed
+from tfprune.surgery.merging import merged
 from tfprune.surgery.rebuild import apply
 from tfprune.surgery.resize import resize
 from tfprune.surgery.verify import Verification, check_finite, verify
@@ -14,6 +15,7 @@ __all__ = [
     "apply",
     "check_finite",
     "empty_channels",
+    "merged",
     "remove_zero_channels",
     "resize",
     "verify",

@@ -1,0 +1,138 @@
+"""What holds for every training-time method for channels."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import tfprune
+from tests.methods.models import residual, same, snapshot, stir, stripes
+from tests.methods.training_time import METHODS
+from tfprune import recipes
+from tfprune.layers.method_model import MethodModel
+
+DATA = stripes(64)
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def trained(method, epochs=2, model=None, **options):
+    """A prepared model after some epochs."""
+    model = method.prepare(stir(residual())) if model is None else model
+    if not model.compiled:
+        model.compile(keras.optimizers.SGD(0.05, momentum=0.9), LOSS, **options)
+    done = int(np.asarray(model.optimizer.iterations)) // 4
+    model.fit(
+        *DATA, batch_size=16, initial_epoch=done, epochs=epochs, shuffle=False, verbose=0,
+        callbacks=method.callbacks(),
+    )  # fmt: skip
+    return model
+
+
+def test_every_method_is_here() -> None:
+    classes = {type(make()) for make in METHODS.values()}
+    structured = {
+        kind for kind in recipes.METHODS.values() if issubclass(kind, tfprune.methods.StructuredMethod)
+    }  # fmt: skip
+    assert classes == structured
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_half_way_through_a_file(name, tmp_path) -> None:
+    """Saved with its optimizer and loaded, a model goes on as if nothing had been."""
+    method = METHODS[name]()
+    source = stir(residual())
+    before = snapshot(source)
+    whole = trained(method, model=method.prepare(source))
+    assert same(before, source)
+    half = trained(method, epochs=1)
+    half.save(tmp_path / "half.keras")
+    loaded = keras.models.load_model(tmp_path / "half.keras")
+    assert isinstance(loaded, MethodModel)
+    trained(method, model=loaded)
+    for a, b in zip(whole.variables, loaded.variables, strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=a.path)
+    # and what is left meets the request
+    small = method.finish(whole, DATA)
+    macs = [tfprune.cost.measure(model).macs for model in (small, source)]
+    assert macs[0] <= 0.5 * macs[1]
+    assert type(small) is type(source)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_compiled_by_xla(name) -> None:
+    method = METHODS[name]()
+    plain, compiled = trained(method), trained(method, jit_compile=True)
+    for a, b in zip(plain.trainable_variables, compiled.trainable_variables, strict=True):
+        # float32 in another order, over 8 steps of a network with batch normalisation
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=2e-3, err_msg=a.path)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("name", METHODS)
+def test_mixed_precision(name, policy) -> None:
+    keras.config.set_dtype_policy(policy)
+    try:
+        source = stir(residual())
+    finally:
+        keras.config.set_dtype_policy("float32")
+    method = METHODS[name]()
+    model = trained(method, model=method.prepare(source))
+    assert {v.dtype for v in model.trainable_variables} == {"float32"}
+    assert all(np.isfinite(np.asarray(v)).all() for v in model.variables)
+    moved = [
+        not np.array_equal(np.asarray(a), np.asarray(b))
+        for a, b in zip(source.trainable_variables, model.trainable_variables, strict=True)
+    ]
+    assert np.mean(moved) > 0.9
+    tfprune.verify(model, method.plan(model))
+
+
+def _program(*arguments):
+    root = pathlib.Path(__file__).parents[2]
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    return subprocess.Popen(
+        [sys.executable, str(pathlib.Path(__file__).with_name("strategies.py")), *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+
+
+def _result(process):
+    out, error = process.communicate(timeout=600)
+    assert process.returncode == 0, error[-3000:]
+    return json.loads(out.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_two_replicas() -> None:
+    found = _result(_program("mirrored", *METHODS))
+    assert list(found) == list(METHODS)
+    for name, values in found.items():
+        assert values["replicas"] == [2] and values["equal"] and values["finite"], name
+        assert values["macs"] <= 0.5, name
+        assert values["parameters"][1] < values["parameters"][0], name
+
+
+@pytest.mark.slow
+def test_two_workers() -> None:
+    """Two processes on the loopback. Keras 3's fit does not know them: a loop of one's own."""
+    ports = []
+    for _ in range(2):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            ports.append(str(probe.getsockname()[1]))
+    workers = [_program("worker", str(number), *ports, "slimming", "ista") for number in (0, 1)]
+    first, second = (_result(worker) for worker in workers)
+    for name in ("slimming", "ista"):
+        assert first[name]["workers"] == 2
+        assert first[name]["losses"][-1] < first[name]["losses"][0]
+        # both hold the same weights: each applied the sum of both gradients
+        assert first[name] == second[name]
