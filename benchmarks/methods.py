@@ -58,6 +58,16 @@ SETTINGS: Mapping[str, Callable[[Stage], Any]] = {
     "slimming": lambda s: methods.NetworkSlimming(2e-3, macs=MACS),
     "SFP": lambda s: methods.SoftFilterPruning(macs=MACS),
     "ISTA": lambda s: methods.ISTA(5e-3, macs=MACS),
+    "C-SGD": lambda s: methods.CentripetalSGD(1.0, macs=MACS, weight_decay=5e-4),
+    "CFP": lambda s: methods.FilterCorrelation(
+        macs=MACS, episodes=s.epochs // 2, episode_epochs=1, absorb=True
+    ),
+    "SSR": lambda s: methods.SSR(0.02, every=s.steps // 4, macs=MACS, normalise=True),
+    "MorphNet": lambda s: methods.MorphNet(macs=MACS),
+    "growing regularisation": lambda s: methods.GrowingRegularisation(
+        2.0 / s.steps, every=1, ceiling=4.0, penalised="group", macs=MACS
+    ),
+    "group norm (DepGraph)": lambda s: methods.GroupNormSparsity(5e-3, macs=MACS),
     "GDP": lambda s: methods.GlobalDynamicPruning(
         s.data, macs=MACS, every=s.steps // 2, batches=20, batch_size=64,
         frozen_after=s.epochs // 2,
@@ -162,8 +172,9 @@ class Bench:
     def train(self, model: Any, epochs: int, rate: float, callbacks: Any = (), **more: Any) -> Any:
         """A training as all have it here."""
         return tfprune.fine_tune(
-            model, self.splits.train_epoch, epochs=epochs, learning_rate=rate, weight_decay=5e-4,
-            seed=self.options.seed, verbose=0, callbacks=callbacks, **more,
+            model, self.splits.train_epoch, epochs=epochs, learning_rate=rate,
+            seed=self.options.seed, verbose=0, callbacks=callbacks,
+            **{"weight_decay": 5e-4, **more},
         )  # fmt: skip
 
     def by_method(self, name: str) -> dict[str, Any]:
@@ -173,7 +184,9 @@ class Bench:
         )
         method = SETTINGS[name](stage)
         prepared = method.prepare(self.dense)
-        record = self.train(prepared, self.options.train, 0.02, method.callbacks())
+        # C-SGD has the same weight decay, as a part of its own rule.
+        own = {"weight_decay": 0.0} if name == "C-SGD" else {}
+        record = self.train(prepared, self.options.train, 0.02, method.callbacks(), **own)
         small = method.finish(prepared, stage.data)
         return self._row(prepared, small, record, name)
 

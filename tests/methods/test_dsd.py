@@ -99,7 +99,7 @@ def test_phases_are_told_by_whole_epochs_however_the_progress_is_rounded() -> No
         method = DSD(
             0.5, dense_epochs=1, sparse_epochs=epochs // 2, learning_rate_factors=(3, 2, 1)
         )
-        schedule = method._options(epochs, {})["schedule"]
+        schedule = method.fit_options(epochs, {})["schedule"]
         # (epoch / epochs) * epochs is below epoch for some, 1 of 49 the first
         rates = [schedule(epoch / epochs) for epoch in range(epochs)]
         assert rates == [3] + [2] * (epochs // 2) + [1] * (epochs - 1 - epochs // 2)

@@ -38,12 +38,11 @@ def trained(method, epochs=2, model=None, **options):
 
 def test_every_method_is_here() -> None:
     classes = {type(make()) for make in METHODS.values()}
-    structured = {
-        kind for kind in recipes.METHODS.values() if issubclass(kind, tfprune.methods.StructuredMethod)
-    }  # fmt: skip
-    assert classes == structured
+    shared = tfprune.methods.StructuredMethod
+    assert classes == {kind for kind in recipes.METHODS.values() if issubclass(kind, shared)}
 
 
+@pytest.mark.filterwarnings("ignore:Filters of a cluster")  # C-SGD after eight steps
 @pytest.mark.parametrize("name", METHODS)
 def test_half_way_through_a_file(name, tmp_path) -> None:
     """Saved with its optimizer and loaded, a model goes on as if nothing had been."""
@@ -75,10 +74,10 @@ def test_compiled_by_xla(name) -> None:
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=2e-3, err_msg=a.path)
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("name", METHODS)
-def test_mixed_precision(name, policy) -> None:
-    keras.config.set_dtype_policy(policy)
+def test_mixed_precision(name) -> None:
+    """Float16, in which Keras scales the loss around the method's optimizer."""
+    keras.config.set_dtype_policy("mixed_float16")
     try:
         source = stir(residual())
     finally:
@@ -92,7 +91,8 @@ def test_mixed_precision(name, policy) -> None:
         for a, b in zip(source.trainable_variables, model.trainable_variables, strict=True)
     ]
     assert np.mean(moved) > 0.9
-    tfprune.verify(model, method.plan(model))
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert tfprune.verify(model, method.plan(model), tolerance=2e-2).passed
 
 
 def _program(*arguments):

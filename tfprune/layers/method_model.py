@@ -52,6 +52,9 @@ class MethodModel(keras.Model):  # type: ignore[misc]
                 "keras.Model(model.inputs, model.outputs)."
             )
         result = cls(*ends_of(copy), name=copy.name)
+        # By a model's policy compile() decides whether to scale the loss; Keras gives a new model
+        # the policy of the moment.
+        result.dtype_policy = model.dtype_policy
         result.attach(update)
         return result
 
@@ -85,6 +88,7 @@ class MethodModel(keras.Model):  # type: ignore[misc]
     def get_config(self) -> dict[str, Any]:
         """The functional model's configuration, and the update's."""
         config: dict[str, Any] = super().get_config()
+        config["policy"] = self.dtype_policy.name
         if self.update is not None:
             config["update"] = keras.saving.serialize_keras_object(self.update)
         return config
@@ -92,8 +96,9 @@ class MethodModel(keras.Model):  # type: ignore[misc]
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> MethodModel:
         """The model with its update, whose state is loaded with the weights."""
-        update = config.pop("update", None)
+        update, policy = config.pop("update", None), config.pop("policy")
         model: MethodModel = super().from_config(config, custom_objects=custom_objects)
+        model.dtype_policy = policy
         if update is not None:
             made = keras.saving.deserialize_keras_object(update, custom_objects=custom_objects)
             model.attach(made)

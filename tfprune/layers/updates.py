@@ -23,6 +23,7 @@ Gradients = dict[int, Any]
 """Gradient tensors by ``id`` of the Keras variable; a weight without a gradient is not in it."""
 
 
+@keras.saving.register_keras_serializable(package="tfprune")
 class MethodUpdate(keras.layers.Layer):  # type: ignore[misc]
     """What a method does in every training step. It stands for itself and changes nothing.
 
@@ -124,6 +125,7 @@ class MethodUpdate(keras.layers.Layer):  # type: ignore[misc]
         return inputs
 
 
+@keras.saving.register_keras_serializable(package="tfprune")
 class MethodOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
     """Any Keras optimizer, and a method's update around each of its steps.
 
@@ -253,6 +255,3 @@ class MethodOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             config["inner"], custom_objects=custom_objects
         )
         return cls(inner, name=config["name"])
-
-
-keras.saving.register_keras_serializable(package="tfprune")(MethodOptimizer)

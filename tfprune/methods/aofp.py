@@ -253,7 +253,7 @@ class ApproximatedOracle(Method):
         Raises:
             What :meth:`prepare` and ``fine_tune`` raise.
         """
-        options = self._options(epochs, dict(options))
+        options = self.fit_options(epochs, dict(options))
         prepared = self.prepare(model)
         search = HalvingSearch(self)
         callbacks = [search, *options.pop("callbacks", ())]

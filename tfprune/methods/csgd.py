@@ -211,7 +211,7 @@ class CentripetalSGD(StructuredMethod):
         """What refuses other optimizers than SGD, and what writes to the logs."""
         return [RequireSGD(), *super().callbacks()]
 
-    def _options(self, epochs: int, options: dict[str, Any]) -> dict[str, Any]:
+    def fit_options(self, epochs: int, options: dict[str, Any]) -> dict[str, Any]:
         if options.get("weight_decay"):
             raise ArgumentError(
                 "Expected no weight_decay for fine_tune: CentripetalSGD(weight_decay=...) has its "
@@ -225,7 +225,7 @@ class CentripetalSGD(StructuredMethod):
                 "multiplied with 1 minus it in every step. Received: "
                 f"{rate:g} * {self.strength + self.weight_decay:g}."
             )
-        return super()._options(epochs, options)
+        return super().fit_options(epochs, options)
 
     def _kept_widths(self, graph: ChannelGraph) -> dict[str, int]:
         """Group name -> channels that stay, for the groups that lose some."""

@@ -114,8 +114,8 @@ class DSD(MaskMethod):
     def _sparsify(self, model: Any) -> None:
         set_masks(model, self.masks(model))
 
-    def _options(self, epochs: int, options: dict[str, Any]) -> dict[str, Any]:
-        options = super()._options(epochs, options)
+    def fit_options(self, epochs: int, options: dict[str, Any]) -> dict[str, Any]:
+        options = super().fit_options(epochs, options)
         given = options.get("schedule", "constant")
 
         def schedule(progress: float) -> float:

@@ -92,7 +92,7 @@ class Method(ABC):
                 undo it. Both are found before any training.
             What :meth:`prepare` and ``fine_tune`` raise.
         """
-        options = self._options(epochs, dict(options))
+        options = self.fit_options(epochs, dict(options))
         prepared = self.prepare(model)
         callbacks = [*self.callbacks(), *options.pop("callbacks", ())]
         record = fine_tune(
@@ -106,8 +106,16 @@ class Method(ABC):
         """The fewest epochs of training in which the method does all that it does."""
         return 1
 
-    def _options(self, epochs: int, options: dict[str, Any]) -> dict[str, Any]:
-        """The options for ``fine_tune``, checked."""
+    def fit_options(self, epochs: int, options: dict[str, Any]) -> dict[str, Any]:
+        """The options for ``fine_tune``, checked: call it if you train without :meth:`run`.
+
+        Args:
+            epochs: of the training.
+            options: what ``fine_tune`` is to be given besides.
+
+        Raises:
+            ArgumentError: too few epochs, or an option that would undo what the method does.
+        """
         check_whole("epochs", epochs, 1)
         if epochs < self.epochs_needed:
             raise ArgumentError(
@@ -220,12 +228,12 @@ class IterativeMethod(MaskMethod):
 
         return begin
 
-    def _options(self, epochs: int, options: dict[str, Any]) -> dict[str, Any]:
+    def fit_options(self, epochs: int, options: dict[str, Any]) -> dict[str, Any]:
         if self.rounds == 1:
             # One round is one choice before training; an earlier epoch has the same masks.
             check_whole("epochs", epochs, 1)
             return options
-        return super()._options(epochs, options)
+        return super().fit_options(epochs, options)
 
 
 class AtEpochs(keras.callbacks.Callback):  # type: ignore[misc]

@@ -199,7 +199,7 @@ class StructuredMethod(Method):
         Raises:
             What :meth:`prepare` and ``fine_tune`` raise.
         """
-        options = self._options(epochs, dict(options))
+        options = self.fit_options(epochs, dict(options))
         prepared = self.prepare(model)
         callbacks = [*self.callbacks(), *options.pop("callbacks", ())]
         record = fine_tune(

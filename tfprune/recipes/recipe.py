@@ -189,15 +189,18 @@ def find(method: str, model: str, dataset: str) -> Recipe:
         recipe = read(name)
         if (recipe.method, recipe.model, recipe.dataset) == (method, model, dataset):
             return recipe
+    training = {"learning_rate": 0.05, "schedule": "cosine"}
+    # C-SGD has a weight decay of its own.
+    decay = {} if method == "csgd" else {"weight_decay": 1e-4}
     return Recipe(
         method,
         model,
         dataset,
         about="no published setting: plain defaults",
-        arguments={"macs": 0.5} if method in METHODS else {},
+        arguments={"macs": 0.5},
         data={"batch_size": 64, "augment": dataset != "digits"},
-        train={"epochs": 20, "learning_rate": 0.05, "schedule": "cosine", "weight_decay": 1e-4},
-        fine_tune={"epochs": 10, "learning_rate": 0.02, "schedule": "cosine", "weight_decay": 1e-4},
+        train={"epochs": 20, **training, **decay},
+        fine_tune={"epochs": 10, **training, "learning_rate": 0.02, "weight_decay": 1e-4},
     )
 
 

@@ -110,7 +110,9 @@ def train(
     if any(item.name == "data" for item in dataclasses.fields(kind)):
         options["data"] = splits.train_epoch(0)
     method = kind(**options)
-    method.prepare(source)  # refuses before any training
+    # what is refused is refused before any training
+    method.prepare(source)
+    method.fit_options(recipe.train["epochs"], _training(recipe.train))
 
     def tuned(phase: str, model: Any, callbacks: Any = ()) -> Any:
         report = None if on_epoch_end is None else _named(on_epoch_end, phase)
