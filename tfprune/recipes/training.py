@@ -102,7 +102,8 @@ def train(
         ArgumentError: the folder belongs to another recipe or cannot be written, or what the
             method, ``tfprune.data.load`` and ``tfprune.fine_tune`` raise.
     """
-    folder = _folder(recipe, output)
+    folder = Path(output)
+    _check_folder(recipe, folder)
     splits = splits_of(recipe)
     source = _network(recipe, splits.info)
     options = dict(recipe.arguments)
@@ -113,6 +114,7 @@ def train(
     # what is refused is refused before any training
     method.prepare(source)
     method.fit_options(recipe.train["epochs"], _training(recipe.train))
+    _make_folder(recipe, folder)
 
     def tuned(phase: str, model: Any, callbacks: Any = ()) -> Any:
         report = None if on_epoch_end is None else _named(on_epoch_end, phase)
@@ -201,30 +203,30 @@ def _network(recipe: Recipe, info: Any) -> Any:
     )
 
 
-def _folder(recipe: Recipe, output: str | os.PathLike[str]) -> Path:
-    """The folder, with this recipe in it."""
-    folder = Path(output)
+def _check_folder(recipe: Recipe, folder: Path) -> None:
+    """Raises :class:`ArgumentError` for a folder that has another recipe in it."""
     file = folder / _RECIPE
-    text = json.dumps(recipe.as_dict(), indent=2)
-    if file.exists():
-        present = json.loads(file.read_text(encoding="utf-8"))
-        wanted = json.loads(text)
-        changed = [key for key in wanted if present.get(key) != wanted[key]]
-        if changed:
-            raise ArgumentError(
-                f"Expected a folder of the same recipe, or a new one. Received: {str(folder)!r}, "
-                f"whose recipe has another {', '.join(changed)}. Give another folder, or remove it."
-            )
-        return folder
+    if not file.exists():
+        return
+    present = json.loads(file.read_text(encoding="utf-8"))
+    wanted = json.loads(json.dumps(recipe.as_dict()))
+    changed = [key for key in wanted if present.get(key) != wanted[key]]
+    if changed:
+        raise ArgumentError(
+            f"Expected a folder of the same recipe, or a new one. Received: {str(folder)!r}, "
+            f"whose recipe has another {', '.join(changed)}. Give another folder, or remove it."
+        )
+
+
+def _make_folder(recipe: Recipe, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ArgumentError(
             f"Expected a folder that can be made. Received: {str(folder)!r} ({error.strerror})."
         ) from error
-    with replacing(file.resolve()) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return folder
+    with replacing((folder / _RECIPE).resolve()) as temporary:
+        temporary.write_text(json.dumps(recipe.as_dict(), indent=2), encoding="utf-8")
 
 
 def _accuracy(model: Any, data: Any) -> float:
