@@ -1,4 +1,4 @@
-"""Masked ≡ pruned on one model of every family of keras.applications, at three ratios.
+"""Masked ≡ pruned on one model of every family of keras.applications, on some at three ratios.
 
 ``python -m benchmarks.applications --output docs/applications.md`` makes the table of all 40, which
 takes some 20 minutes more.
@@ -27,6 +27,10 @@ OF_EACH_FAMILY = (
     "ResNet50V2", "VGG16", "Xception",
 )  # fmt: skip
 
+AT_THREE_RATIOS = (
+    "ConvNeXtTiny", "DenseNet121", "EfficientNetB0", "MobileNetV2", "MobileNetV3Small", "ResNet50",
+)  # fmt: skip
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OF_EACH_FAMILY)
@@ -35,7 +39,7 @@ def test_masked_equals_pruned(name):
     graph = tfprune.analyse(model)
     assert CostModel(graph).frozen_share_of_macs() < 0.05
     images = images_for(model, name, 1)
-    for ratio in (0.25, 0.5, 0.75):
+    for ratio in (0.25, 0.5, 0.75) if name in AT_THREE_RATIOS else (0.5,):
         plan = tfprune.plan(graph, ratio, criterion="random", round_to=1)
         assert set(plan.kept) == {group.name for group in graph.prunable}
         found = tfprune.verify(model, plan, inputs=images, tolerance=TOLERANCE)

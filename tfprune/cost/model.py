@@ -3,12 +3,13 @@
 Every cost is a sum of terms, each a constant times the numbers of kept positions along one or more
 axes: a convolution's MACs are output positions x window x kept inputs x kept outputs. The numbers
 of kept positions are one sparse matrix times the mask of kept channels, so that a plan is costed in
-well under a millisecond, whatever the model.
+well under a millisecond, whatever the model. The terms of a removed block count nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from tfprune.cost.posynomial import Posynomial
 from tfprune.errors import ModelError
 from tfprune.graph import ChannelGraph, ChannelGroup, analyse
+from tfprune.graph.blocks import calls_of, owner, removal
 from tfprune.graph.context import Term
 from tfprune.graph.plan import PruningPlan
 from tfprune.graph.trace import is_model
@@ -132,16 +134,30 @@ class CostModel:
 
     Attributes:
         graph: the analysed model.
+        blocks: names of the blocks that are removed.
+
+    Args:
+        graph: the analysed model.
+        blocks: names of blocks of this graph that are removed, whatever the mask: they cost
+            nothing. All are in the model by default.
     """
 
-    def __init__(self, graph: ChannelGraph) -> None:
+    def __init__(self, graph: ChannelGraph, blocks: Collection[str] = ()) -> None:
         self.graph = graph
+        self.blocks = tuple(blocks)
         record = graph.record
         self._axes = _Axes(graph.solution.channel_of, len(graph.solution.frozen))
         self._macs = _Terms(record.macs, self._axes)
         self._activations = _Terms(record.activations, self._axes)
-        parameters, self._trainable, self._itemsize = _parameter_terms(graph)
+        parameters, variables = _parameter_terms(graph)
+        self._trainable = np.array([bool(v.trainable) for v in variables], np.float64)
+        self._itemsize = np.array([_itemsize(v) for v in variables], np.float64)
         self._parameters = _Terms(parameters, self._axes)
+        if blocks:
+            left = _Left(graph, blocks)
+            self._macs.coefficients *= left.terms(self._macs.paths)
+            self._activations.coefficients *= left.terms(self._activations.paths)
+            self._parameters.coefficients *= left.weights(variables)
 
     def full_mask(self) -> Mask:
         """The mask that keeps everything."""
@@ -256,7 +272,7 @@ class CostModel:
         return float(values[fixed].sum() / (values.sum() or 1.0))
 
     def cost(self, mask: Mask) -> Cost:
-        """All costs, operation by operation."""
+        """All costs, operation by operation; those of removed blocks are 0."""
         counts = self._axes.counts(mask)
         parameters = self._parameters.values(counts)
         macs = self._macs.values(counts)
@@ -308,18 +324,54 @@ def measure(model: Any, plan: PruningPlan | None = None, *, input_shape: Any = N
         PlanError: the plan is for another model.
     """
     graph = model if isinstance(model, ChannelGraph) else analyse(model, input_shape=input_shape)
-    costs = CostModel(graph)
+    plan = None if plan is None else plan.for_graph(graph)
+    costs = CostModel(graph, () if plan is None else plan.blocks)
     return costs.cost(costs.mask(plan))
 
 
-def _parameter_terms(
-    graph: ChannelGraph,
-) -> tuple[list[Term], NDArray[np.float64], NDArray[np.float64]]:
-    """One term per weight, whether it is trainable, and the bytes of one of its values."""
+class _Left:
+    """What still counts without some blocks: 1 for each term that does, else 0.
+
+    Args:
+        graph: the analysed model.
+        blocks: names of the blocks.
+    """
+
+    def __init__(self, graph: ChannelGraph, blocks: Collection[str]) -> None:
+        self._gone: dict[str, list[bool]] = {}
+        stay: set[int] = set()
+        dropped: set[int] = set()
+        for path, call, gone in calls_of(graph, removal(graph, blocks)):
+            self._gone.setdefault(path, []).append(gone)
+            if not is_model(call.op):
+                weights = {id(variable) for variable in getattr(call.op, "weights", ())}
+                (dropped if gone else stay).update(weights)
+        self._dropped = dropped - stay
+
+    def terms(self, paths: Sequence[str]) -> NDArray[np.float64]:
+        """For terms of calls, from their paths in the order in which calls were labelled."""
+        owners = [owner(path, self._gone) for path in paths]
+        total = Counter(owners)
+        seen: Counter[str | None] = Counter()
+        result = np.ones(len(paths))
+        for number, of in enumerate(owners):
+            if of is not None:
+                # Every call of one operation has as many terms.
+                calls = self._gone[of]
+                result[number] = not calls[seen[of] * len(calls) // total[of]]
+            seen[of] += 1
+        return result
+
+    def weights(self, variables: Sequence[Any]) -> NDArray[np.float64]:
+        """For weights."""
+        return np.array([id(variable) not in self._dropped for variable in variables], np.float64)
+
+
+def _parameter_terms(graph: ChannelGraph) -> tuple[list[Term], list[Any]]:
+    """One term per weight, and the weights."""
     record = graph.record
     terms: list[Term] = []
-    trainable: list[bool] = []
-    itemsize: list[int] = []
+    variables: list[Any] = []
     seen: set[int] = set()
 
     def add(variable: Any, path: str) -> None:
@@ -336,12 +388,16 @@ def _parameter_terms(
             else:
                 factors.append(labels)
         terms.append(Term(path if site is None else site.path, coefficient, tuple(factors)))
-        trainable.append(bool(variable.trainable))
-        dtype = variable.dtype if isinstance(variable.dtype, str) else variable.dtype.name
-        itemsize.append(2 if dtype == "bfloat16" else np.dtype(dtype).itemsize)
+        variables.append(variable)
 
     for key, op in record.ops.items():
         if not is_model(op):
             for variable in getattr(op, "weights", []):
                 add(variable, record.paths[key])
-    return terms, np.array(trainable, np.float64), np.array(itemsize, np.float64)
+    return terms, variables
+
+
+def _itemsize(variable: Any) -> int:
+    """Bytes of one value of a weight."""
+    dtype = variable.dtype if isinstance(variable.dtype, str) else variable.dtype.name
+    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize

@@ -3,17 +3,20 @@
 A channel whose consumers' slices are zero is read by nobody: a masked model computes what the
 pruned one does. Where normalisations take statistics across channels (layer and group
 normalisation) these read the channels too; there the masked model leaves the removed ones out.
+A removed block is computed like any other, but the addition at its end leaves it out.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tfprune.graph.blocks import blocks_of, removal
 from tfprune.graph.context import Site
 from tfprune.graph.copying import copy_model
 from tfprune.graph.evaluate import Override, evaluate, flatten
@@ -53,11 +56,31 @@ def masked_weights(
             yield site, value
 
 
-def masked_calls(graph: ChannelGraph, keep: Keep) -> dict[int, Override]:
-    """What stands in for the calls that take statistics across channels, by the call's ``id``."""
-    return {
+def masked_calls(
+    graph: ChannelGraph, keep: Keep, blocks: Collection[str] = ()
+) -> dict[int, Override]:
+    """What stands in for some calls in the masked model, by the call's ``id``.
+
+    These are the calls that take statistics across channels, and the additions of blocks.
+
+    Args:
+        graph: the analysed model.
+        keep: which channels stay.
+        blocks: names of the blocks that are removed.
+    """
+    statistics: dict[int, Override] = {
         key: functools.partial(masked, keep) for key, masked in graph.record.masked_calls.items()
     }
+    sums: dict[int, Override] = {
+        key: functools.partial(_sum_of, operands)
+        for key, operands in removal(graph, blocks).operands.items()
+    }
+    return {**statistics, **sums}
+
+
+def _sum_of(operands: Sequence[int], *tensors: Any) -> Any:
+    """The sum of some of the tensors."""
+    return functools.reduce(operator.add, [tensors[number] for number in operands])
 
 
 def _expanded(site: Site, keep: Keep, new: Array) -> Array:
@@ -96,7 +119,12 @@ class MaskedModel:
         self._changed: set[str] = set()
         self._overrides: dict[int, Override] = {}
 
-    def mask(self, kept: Kept, values: Mapping[str, Array] | None = None) -> None:
+    def mask(
+        self,
+        kept: Kept,
+        values: Mapping[str, Array] | None = None,
+        blocks: Collection[str] = (),
+    ) -> None:
         """Masks all channels but the kept ones; what an earlier call masked is back.
 
         The statistics of batch normalisation stay as they are now; :meth:`restore` brings those of
@@ -105,6 +133,7 @@ class MaskedModel:
         Args:
             kept: group name -> indices of the channels that stay; other groups keep everything.
             values: new values for some weights, as ``PruningPlan.values``.
+            blocks: names of blocks that are left out.
         """
         keep = self._source.keep(kept)
         wanted = {
@@ -120,7 +149,10 @@ class MaskedModel:
             not self._source[name].exact and len(indices) < self._source[name].width
             for name, indices in kept.items()
         )
-        self._overrides = masked_calls(self.graph, self.graph.keep(kept)) if inexact else {}
+        self._overrides = {}
+        if inexact or blocks:
+            mine = _renamed(blocks, self._source, self.graph) if blocks else ()
+            self._overrides = masked_calls(self.graph, self.graph.keep(kept), mine)
 
     def restore(self) -> None:
         """Gives all variables of the copy, statistics included, the source's values again."""
@@ -142,6 +174,13 @@ class MaskedModel:
         if self._overrides:
             return [np.asarray(y) for y in evaluate(self.graph, batch, override=self._overrides)]
         return [np.asarray(y) for y in predict_on(self.model, batch)]
+
+
+def _renamed(names: Collection[str], source: ChannelGraph, copy: ChannelGraph) -> list[str]:
+    """The names of blocks in a copy of the model: Keras may number operations anew."""
+    pairs = zip(blocks_of(source), blocks_of(copy), strict=True)
+    known = {old.name: new.name for old, new in pairs}
+    return [known[name] for name in names]
 
 
 def predict_on(model: Any, batch: Sequence[Any]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Pruning plans: the channels each group keeps, and new values for some weights.
+"""Pruning plans: the channels each group keeps, blocks to remove, new values for some weights.
 
 They can be saved, read, edited and replayed.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,21 @@ from numpy.typing import NDArray
 
 from tfprune.errors import PlanError
 from tfprune.graph import values as new_values
+from tfprune.graph.blocks import blocks_of, calls_of, owner, removal, unread_inputs
 from tfprune.graph.groups import ChannelGraph, ChannelGroup
 from tfprune.graph.structure import Structure
 from tfprune.writing import replacing, writable_target
 
 _FORMAT = "tfprune plan"
-# A plan without new values is written as version 1, which knew none.
-_VERSION, _VERSION_WITH_VALUES = 1, 2
+# A plan is written as the first version that knew all that it has.
+_VERSION, _VERSION_WITH_VALUES, _VERSION_WITH_BLOCKS = 1, 2, 3
 # Of the JSON. The plan of the largest network of keras.applications takes less than a hundredth.
 _MOST_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """The kept channels of every group that loses some, and new values for some weights.
+    """The kept channels of every group that loses some, blocks to remove, and new values.
 
     Attributes:
         kept: group name -> sorted indices of the channels kept, within the group. Groups that are
@@ -44,6 +45,8 @@ class PruningPlan:
             ascending order. A bias may get some as well as a kernel. They were found for one
             set of weights: a plan that is applied to a sibling, a model of the same architecture
             with other weights, gives it the same values.
+        blocks: names of the blocks that are removed whole, in the order of the model, see
+            :func:`tfprune.graph.blocks.blocks_of`.
     """
 
     kept: Mapping[str, tuple[int, ...]]
@@ -51,6 +54,7 @@ class PruningPlan:
     structure: Structure
     notes: Mapping[str, str] = field(default_factory=dict)
     values: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    blocks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", new_values.frozen(self.values))
@@ -59,7 +63,8 @@ class PruningPlan:
         if not isinstance(other, PruningPlan):
             return NotImplemented
         mine, others = (
-            (plan.kept, plan.widths, plan.structure, plan.notes) for plan in (self, other)
+            (plan.kept, plan.widths, plan.structure, plan.notes, plan.blocks)
+            for plan in (self, other)
         )
         return mine == others and new_values.equal(self.values, other.values)
 
@@ -70,6 +75,7 @@ class PruningPlan:
         kept: Mapping[str, Any],
         notes: Mapping[str, str] | None = None,
         values: Mapping[str, Any] | None = None,
+        blocks: Collection[str] = (),
     ) -> PruningPlan:
         """A plan for ``graph`` from kept indices by group name; groups kept whole are left out.
 
@@ -78,13 +84,20 @@ class PruningPlan:
             kept: group name -> indices of the channels that stay.
             notes: how the plan came about.
             values: new values for weights, as in :attr:`values`; copied.
+            blocks: names of the blocks to remove.
 
         Raises:
             PlanError: an unknown group, one that may not be pruned, indices that are out of range
-                or repeated, or nothing kept; new values for an unknown weight, of another shape
-                than the kept part of the weight, of another type than floating point, or not
-                finite.
+                or repeated, or nothing kept; an unknown block, one named twice, or blocks that
+                leave an input without a reader; new values for an unknown weight, one in a removed
+                block, of another shape than the kept part of the weight, of another type than
+                floating point, or not finite.
         """
+        if isinstance(blocks, str):
+            raise PlanError(
+                f"Expected a list of names of blocks. Received: the string {blocks!r}. "
+                f"Pass [{blocks!r}]."
+            )
         unknown = [name for name in kept if name not in graph.by_name]
         if unknown:
             raise _unknown_group(unknown[0])
@@ -99,6 +112,7 @@ class PruningPlan:
             structure=graph.structure,
             notes=dict(notes or {}),
             values={} if values is None else values,
+            blocks=tuple(blocks),
         ).for_graph(graph)
 
     def with_values(self, graph: ChannelGraph, values: Mapping[str, Any]) -> PruningPlan:
@@ -127,8 +141,8 @@ class PruningPlan:
         Raises:
             PlanError: the model has another structure (the message says where); a group that is
                 unknown, of another width or may not be pruned; indices that are out of range or
-                repeated; a layer that would lose all channels on an axis; new values that do not
-                fit.
+                repeated; a layer that would lose all channels on an axis; blocks that are unknown,
+                named twice or leave an input without a reader; new values that do not fit.
         """
         paths = self.structure.renaming(graph.structure)
         if paths is None:
@@ -159,7 +173,9 @@ class PruningPlan:
                     )
         widths = {name: graph[name].width for name in kept}
         values = new_values.fitted(graph.record, keep, self.values, paths)
-        return PruningPlan(kept, widths, graph.structure, self.notes, values)
+        blocks = _fitting_blocks(graph, self.blocks, paths)
+        _check_values_stay(graph, blocks, values)
+        return PruningPlan(kept, widths, graph.structure, self.notes, values, blocks)
 
     def apply(self, model: Any) -> Any:
         """The smaller model; ``model`` is left as it is. See :func:`tfprune.surgery.apply`.
@@ -185,9 +201,10 @@ class PruningPlan:
         target = writable_target(path)
         document: dict[str, Any] = {
             "format": _FORMAT,
-            "version": _VERSION_WITH_VALUES if self.values else _VERSION,
+            "version": self._version(),
             "fingerprint": self.structure.fingerprint,
             "notes": dict(self.notes),
+            **({"blocks": list(self.blocks)} if self.blocks else {}),
             "groups": {
                 name: {"width": self.widths[name], "kept": list(indices)}
                 for name, indices in self.kept.items()
@@ -206,6 +223,11 @@ class PruningPlan:
                 arrays, new_values.file_beside(target).name, self.values, self.kept
             )
             temporary.write_text(_dump(document), encoding="utf-8")
+
+    def _version(self) -> int:
+        if self.blocks:
+            return _VERSION_WITH_BLOCKS
+        return _VERSION_WITH_VALUES if self.values else _VERSION
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PruningPlan:
@@ -242,16 +264,18 @@ class PruningPlan:
                 'kind (it has no entry "format": "tfprune plan").'
             )
         version = document.get("version")
-        if version not in (_VERSION, _VERSION_WITH_VALUES):
+        known = (_VERSION, _VERSION_WITH_VALUES, _VERSION_WITH_BLOCKS)
+        if version not in known:
             raise PlanError(
-                f"Expected a plan of version {_VERSION} or {_VERSION_WITH_VALUES}. Received: "
+                f"Expected a plan of a version from {known[0]} to {known[-1]}. Received: "
                 f"version {version!r}. Install the tfprune that wrote it."
             )
-        if version == _VERSION and "values" in document:
-            raise PlanError(
-                f'Expected a plan of version {_VERSION} without an entry "values", which came with '
-                f"version {_VERSION_WITH_VALUES}. {str(path)!r} is damaged; make the plan again."
-            )
+        for entry, first in (("values", _VERSION_WITH_VALUES), ("blocks", _VERSION_WITH_BLOCKS)):
+            if version < first and entry in document:
+                raise PlanError(
+                    f'Expected a plan of version {version} without an entry "{entry}", which came '
+                    f"with version {first}. {str(path)!r} is damaged; make the plan again."
+                )
         try:
             structure = Structure({str(k): str(v) for k, v in document["model"].items()})
             kept = {
@@ -260,6 +284,7 @@ class PruningPlan:
             }
             widths = {str(n): _index(entry["width"]) for n, entry in document["groups"].items()}
             notes = {str(k): str(v) for k, v in document.get("notes", {}).items()}
+            blocks = tuple(_text(name) for name in _list(document.get("blocks", [])))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(
                 f'Expected a plan with entries "model" and "groups". {str(path)!r} is '
@@ -269,7 +294,7 @@ class PruningPlan:
         if "values" in document:
             real = Path(os.path.realpath(path))  # save follows a symbolic link, too
             values = new_values.read_arrays(real, document["values"], kept)
-        return cls(kept, widths, structure, notes, values)
+        return cls(kept, widths, structure, notes, values, blocks)
 
     def __str__(self) -> str:
         from tfprune.reports.tables import plan_table
@@ -311,6 +336,74 @@ def _index(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"expected an integer, found {value!r}")
     return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected a name, found {value!r}")
+    return value
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"expected a list, found {value!r}")
+    return value
+
+
+def _fitting_blocks(
+    graph: ChannelGraph, names: tuple[str, ...], paths: Mapping[str, str]
+) -> tuple[str, ...]:
+    """The blocks in the names and the order of the graph.
+
+    Args:
+        graph: the analysed model.
+        names: of the plan.
+        paths: paths of the model -> paths of the plan.
+    """
+    if not names:
+        return ()
+    found = {
+        paths[block.path] + block.name.removeprefix(block.path): block.name
+        for block in blocks_of(graph)
+    }
+    for name in names:
+        if name not in found:
+            these = ", ".join(map(repr, list(found)[:3])) or "none"
+            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+            raise PlanError(
+                f"Expected names of blocks that can be removed. Received: {name!r}. The model has "
+                f"{these}{more}; tfprune.graph.blocks.blocks_of lists them."
+            )
+        if names.count(name) > 1:
+            raise PlanError(
+                f"Expected every block once. Received: {name!r} {names.count(name)} times. Name it "
+                "once."
+            )
+    result = tuple(name for known, name in found.items() if known in names)
+    if unread_inputs(graph, removal(graph, result)):
+        raise PlanError(
+            f"Expected blocks that leave every input of the model a reader. Received: "
+            f"{', '.join(map(repr, names))}, without which one has none. Keep one of them."
+        )
+    return result
+
+
+def _check_values_stay(
+    graph: ChannelGraph, blocks: tuple[str, ...], values: Mapping[str, Any]
+) -> None:
+    """New values are for weights that the pruned model has."""
+    if not blocks or not values:
+        return
+    stays: dict[str, bool] = {}
+    for path, _, gone in calls_of(graph, removal(graph, blocks)):
+        stays[path] = stays.get(path, False) or not gone
+    for name in values:
+        of = owner(name, stays)
+        if of is not None and not stays[of]:
+            raise PlanError(
+                f"Expected new values for weights that stay. Received: {name!r}, which goes with a "
+                "removed block. Leave it out, or keep the block."
+            )
 
 
 def _check_group(name: str, group: ChannelGroup, width: int, indices: tuple[int, ...]) -> None:

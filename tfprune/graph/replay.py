@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tfprune.graph.evaluate import flatten
@@ -27,6 +27,7 @@ def replay(
     make: Callable[[Any], Any],
     make_input: Callable[[Ref, Any], Any],
     arguments: Callable[[Call], Arguments] = lambda call: (call.args, call.kwargs),
+    skipped: Mapping[int, Ref | None] | None = None,
 ) -> Any:
     """A model with the same graph and new operations, uncompiled.
 
@@ -37,6 +38,8 @@ def replay(
         make_input: from an input and its layer to the new input layer.
         arguments: from a call to its positional and keyword arguments, with
             :class:`~tfprune.graph.trace.Ref` in the place of tensors.
+        skipped: ``id`` of a call that is not made -> the tensor that stands for its output;
+            ``None`` where nobody reads that. A sequential model has none such.
 
     Returns:
         A functional model, or a sequential one where the source is one, of the same framework and
@@ -59,7 +62,13 @@ def replay(
 
     for ref, layer in zip(traced.inputs, traced.input_layers, strict=True):
         known[ref.key] = flatten(make_input(ref, layer).output)[0]
+    skipped = skipped or {}
     for call in traced.calls:
+        if id(call) in skipped:
+            instead = skipped[id(call)]
+            if instead is not None:
+                known[call.outputs[0].key] = known[instead.key]
+            continue
         args, kwargs = arguments(call)
         # Keras fills in masks by itself when it repeats a call.
         given = {key: value for key, value in kwargs.items() if value is not None}
@@ -80,10 +89,22 @@ def _class_of(source: Any, base: Any) -> Any:
     return kind if own and not any("__init__" in vars(cls) for cls in own) else base
 
 
-def copy_trainable(source: Any, target: Any) -> None:
-    """Trainable flags, outermost first: setting one on a model sets it on all its layers."""
+def copy_trainable(source: Any, target: Any, partner: Callable[[Any], Any] | None = None) -> None:
+    """Trainable flags, outermost first: setting one on a model sets it on all its layers.
+
+    Args:
+        source, target: models or layers.
+        partner: from a layer to the one in its place, or ``None`` if there is none. By default the
+            models have the same layers in the same order.
+    """
     if source.trainable != target.trainable:
         target.trainable = source.trainable
-    if is_model(source):
-        for old, new in zip(source.layers, target.layers, strict=True):
-            copy_trainable(old, new)
+    if not is_model(source):
+        return
+    if partner is None:
+        pairs = list(zip(source.layers, target.layers, strict=True))
+    else:
+        pairs = [(old, partner(old)) for old in source.layers]
+    for old, new in pairs:
+        if new is not None:
+            copy_trainable(old, new, partner)

@@ -49,7 +49,7 @@ def graph_table(graph: ChannelGraph, *, markdown: bool = False, width: int | Non
 
 
 def plan_table(plan: PruningPlan) -> str:
-    """One row per group that loses channels."""
+    """One row per group that loses channels, and the blocks that go."""
     rows = [
         (name, plan.widths[name], len(kept), percent(1 - len(kept) / plan.widths[name]))
         for name, kept in plan.kept.items()
@@ -64,8 +64,16 @@ def plan_table(plan: PruningPlan) -> str:
     if plan.values:
         many = len(plan.values) > 1
         head += f"; {len(plan.values)} weight{'s get' if many else ' gets'} new values"
-    body = table(("group", "width", "kept", "pruned"), rows, right=("width", "kept", "pruned"))
-    return f"{head}\n{asked}\n\n{body}" if asked else f"{head}\n\n{body}"
+    if plan.blocks:
+        many = len(plan.blocks) > 1
+        head += f"; {len(plan.blocks)} block{'s go' if many else ' goes'}"
+    parts = [f"{head}\n{asked}" if asked else head]
+    if rows or not plan.blocks:
+        columns = ("group", "width", "kept", "pruned")
+        parts.append(table(columns, rows, right=columns[1:]))
+    if plan.blocks:
+        parts.append(table(("block removed",), [(name,) for name in plan.blocks]))
+    return "\n\n".join(parts)
 
 
 def cost_table(cost: Cost, *, markdown: bool = False) -> str:

@@ -3,19 +3,21 @@
 The model's calls are replayed on new symbolic inputs. Each operation is made anew from its
 configuration, with the entries that count channels replaced by what the labels say; then every
 weight is the old one with the removed positions dropped, unless the plan has new values for it.
-The source is only read.
+The calls of removed blocks are left out; what else their additions added takes their place. The
+source is only read.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from tfprune.errors import ModelError
 from tfprune.graph import ChannelGraph, analyse
+from tfprune.graph.blocks import removal
 from tfprune.graph.copying import unbuilt
 from tfprune.graph.labels import Keep
 from tfprune.graph.plan import PruningPlan
@@ -25,13 +27,13 @@ from tfprune.graph.trace import Call, Ref, is_compiled, is_model, with_values
 
 
 def apply(model: Any, plan: PruningPlan) -> Any:
-    """The model without the channels that ``plan`` drops.
+    """The model without the channels and blocks that ``plan`` drops.
 
     Args:
         model: a model of the architecture that the plan was made for, of Keras 3 or tf_keras.
             Its weights, names and graph stay as they are.
-        plan: which channels each group keeps, and new values for some weights: those are the
-            pruned model's weights as they shall be, whatever the source's are.
+        plan: which channels each group keeps, the blocks that go, and new values for some weights:
+            those are the pruned model's weights as they shall be, whatever the source's are.
 
     Returns:
         A new model of the same framework and kind, with the same names of layers, dtype policies,
@@ -44,25 +46,31 @@ def apply(model: Any, plan: PruningPlan) -> Any:
     """
     graph = analyse(model)
     plan = plan.for_graph(graph)
-    return Rebuilder(graph, graph.keep(plan.kept), plan.values).model()
+    return Rebuilder(graph, graph.keep(plan.kept), plan.values, plan.blocks).model()
 
 
 class Rebuilder:
     """Makes the smaller operations once each, and replays the calls on them."""
 
     def __init__(
-        self, graph: ChannelGraph, keep: Keep, values: Mapping[str, Any] | None = None
+        self,
+        graph: ChannelGraph,
+        keep: Keep,
+        values: Mapping[str, Any] | None = None,
+        blocks: Collection[str] = (),
     ) -> None:
         self._graph = graph
         self._values = values or {}
         self._record = graph.record
         self._keep = keep
+        self._removal = removal(graph, blocks)
         self._made: dict[int, Any] = {}
+        self._inputs: dict[int, Any] = {}
 
     def architecture(self) -> Any:
         """The whole smaller model, with the weights that its layers were made with."""
         result = self._model(self._graph.model)
-        copy_trainable(self._graph.model, result)
+        copy_trainable(self._graph.model, result, self._partner)
         return result
 
     def model(self) -> Any:
@@ -70,7 +78,7 @@ class Rebuilder:
         source = self._graph.model
         result = self._model(source)
         self._copy_weights()
-        copy_trainable(source, result)
+        copy_trainable(source, result, self._partner)
         _copy_compilation(source, result)
         return result
 
@@ -80,13 +88,19 @@ class Rebuilder:
             make=self.rebuild,
             make_input=self._input,
             arguments=self._arguments,
+            skipped=self._removal.skipped,
         )
 
     def _arguments(self, call: Call) -> Arguments:
         rewrite = self._record.argument_rewrites.get(id(call))
-        if rewrite is None:
-            return call.args, call.kwargs
-        return rewrite(self._keep, call.args, call.kwargs)
+        args, kwargs = call.args, call.kwargs
+        if rewrite is not None:
+            args, kwargs = rewrite(self._keep, args, kwargs)
+        return self._removal.arguments(call, args, kwargs)
+
+    def _partner(self, old: Any) -> Any:
+        """What was made of a layer; ``None`` for one that went with a block."""
+        return self._made.get(id(old), self._inputs.get(id(old)))
 
     def _input(self, ref: Ref, layer: Any) -> Any:
         """An input layer; that of a nested model may see fewer channels."""
@@ -97,7 +111,8 @@ class Rebuilder:
             for size, known in zip(ref.shape, labels, strict=True)
         )
         config["batch_shape" if self._graph.framework == "keras" else "batch_input_shape"] = shape
-        return type(layer).from_config(config)
+        made = self._inputs[id(layer)] = type(layer).from_config(config)
+        return made
 
     def rebuild(self, op: Any) -> Any:
         """The smaller form of an operation; the same object however often it is asked for."""

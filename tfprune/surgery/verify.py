@@ -7,6 +7,8 @@ the surgery: the original's calls are evaluated one by one on other values of it
 New values that a plan has for a weight stand at the kept positions of the whole weight, in the
 masked model; consumers' slices of the removed channels are zero all the same.
 
+A removed block is computed, but the addition at its end leaves it out.
+
 Normalisations that take statistics across channels (layer and group normalisation) read them too:
 there the masked model leaves the removed channels out of the statistics.
 """
@@ -140,7 +142,7 @@ def masked_outputs(graph: ChannelGraph, plan: PruningPlan, batch: Sequence[Array
     keep = graph.keep(plan.kept)
     values = [(site.variable, value) for site, value in masked_weights(graph, keep, plan.values)]
     with _weights(graph.framework, values):
-        outputs = evaluate(graph, batch, override=masked_calls(graph, keep))
+        outputs = evaluate(graph, batch, override=masked_calls(graph, keep, plan.blocks))
         return [np.asarray(y, np.float64) for y in outputs]
 
 
