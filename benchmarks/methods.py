@@ -56,6 +56,7 @@ class Stage:
 
 SETTINGS: Mapping[str, Callable[[Stage], Any]] = {
     "slimming": lambda s: methods.NetworkSlimming(2e-3, macs=MACS),
+    "SSS": lambda s: methods.SparseStructureSelection(0.05, macs=MACS, weight_decay=5e-4),
     "SFP": lambda s: methods.SoftFilterPruning(macs=MACS),
     "ISTA": lambda s: methods.ISTA(5e-3, macs=MACS),
     "C-SGD": lambda s: methods.CentripetalSGD(1.0, macs=MACS, weight_decay=5e-4),
@@ -184,8 +185,8 @@ class Bench:
         )
         method = SETTINGS[name](stage)
         prepared = method.prepare(self.dense)
-        # C-SGD has the same weight decay, as a part of its own rule.
-        own = {"weight_decay": 0.0} if name == "C-SGD" else {}
+        # These have the same weight decay, as a part of their own rules.
+        own = {"weight_decay": 0.0} if name in ("C-SGD", "SSS") else {}
         record = self.train(prepared, self.options.train, 0.02, method.callbacks(), **own)
         small = method.finish(prepared, stage.data)
         return self._row(prepared, small, record, name)

@@ -16,6 +16,7 @@ METHODS = {
     "growing": lambda: methods.GrowingRegularisation(0.01, every=2, macs=0.5),
     "morphnet": lambda: methods.MorphNet(macs=0.5),
     "ssr": lambda: methods.SSR(0.01, every=4, macs=0.5),
+    "sss": lambda: methods.SparseStructureSelection(0.05, macs=0.5),
     "csgd": lambda: methods.CentripetalSGD(1.0, macs=0.5),
     "cfp": lambda: methods.FilterCorrelation(episodes=2, episode_epochs=1, macs=0.5),
 }

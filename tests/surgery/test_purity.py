@@ -47,6 +47,12 @@ def test_precision(framework, policy, tolerance):
     small = plan.apply(model)
     for old, new in zip(model.layers[1:], small.layers[1:], strict=True):
         assert (new.compute_dtype, new.variable_dtype) == (old.compute_dtype, old.variable_dtype)
+    if framework is keras:
+        # By the model's own policy compile() decides whether to scale the loss.
+        assert small.dtype_policy == model.dtype_policy
+        small.compile("sgd", "mse")
+        scales = isinstance(small.optimizer, keras.optimizers.LossScaleOptimizer)
+        assert scales == (policy == "mixed_float16")
 
 
 @pytest.mark.parametrize("framework", [keras, tf_keras])

@@ -12,6 +12,7 @@ from tfprune.graph.trace import (
     Ref,
     Trace,
     framework_module,
+    framework_of,
     is_model,
     is_of_framework,
     is_sequential,
@@ -54,7 +55,7 @@ def replay(
         # Its calls may contain more: what Keras computes masks of time steps with.
         for layer in source.layers:
             result.add(make(layer))
-        return result
+        return _with_policy(source, result)
     known: dict[tuple[int, int, int], Any] = {}
 
     def tensor_of(leaf: Any) -> Any:
@@ -75,11 +76,22 @@ def replay(
         outputs = make(call.op)(*map_leaves(tensor_of, args), **map_leaves(tensor_of, given))
         for ref, tensor in zip(call.outputs, flatten(outputs), strict=True):
             known[ref.key] = tensor
-    return _class_of(source, keras.Model)(
+    result = _class_of(source, keras.Model)(
         map_leaves(tensor_of, traced.input_structure),
         map_leaves(tensor_of, traced.output_structure),
         name=source.name,
     )
+    return _with_policy(source, result)
+
+
+def _with_policy(source: Any, result: Any) -> Any:
+    """The model with the source's own dtype policy, by which Keras 3 scales the loss of float16.
+
+    Keras gives a new model the policy of the moment, whatever its layers have.
+    """
+    if framework_of(source) == "keras":
+        result.dtype_policy = source.dtype_policy
+    return result
 
 
 def _class_of(source: Any, base: Any) -> Any:

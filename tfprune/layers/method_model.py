@@ -52,8 +52,6 @@ class MethodModel(keras.Model):  # type: ignore[misc]
                 "keras.Model(model.inputs, model.outputs)."
             )
         result = cls(*ends_of(copy), name=copy.name)
-        # By a model's policy compile() decides whether to scale the loss; Keras gives a new model
-        # the policy of the moment.
         result.dtype_policy = model.dtype_policy
         result.attach(update)
         return result

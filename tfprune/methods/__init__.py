@@ -45,6 +45,7 @@ from tfprune.methods.sfp import SoftFilterPruning
 from tfprune.methods.slimming import NetworkSlimming
 from tfprune.methods.snip import SNIP
 from tfprune.methods.ssr import SSR
+from tfprune.methods.sss import SparseStructureSelection
 from tfprune.methods.structured import StructuredMethod, StructuredResult
 from tfprune.methods.synflow import SynFlow
 
@@ -72,6 +73,7 @@ __all__ = [
     "RandomPruning",
     "ShrinkExpandResult",
     "SoftFilterPruning",
+    "SparseStructureSelection",
     "StructuredMethod",
     "StructuredResult",
     "SynFlow",

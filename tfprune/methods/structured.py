@@ -293,8 +293,8 @@ def macs_left(graph: ChannelGraph, plan: PruningPlan) -> float:
     Raises:
         ModelError: the MACs of the model are not a number.
     """
-    costs = CostModel(graph)
-    return costs.macs(graph.keep_mask(plan.kept)) / costs.macs(costs.full_mask())
+    whole, left = CostModel(graph), CostModel(graph, plan.blocks)
+    return left.macs(graph.keep_mask(plan.kept)) / whole.macs(whole.full_mask())
 
 
 def difference(before: Any, after: Any, data: Any) -> float:

@@ -30,6 +30,7 @@ METHODS: Mapping[str, Any] = MappingProxyType(
         "growing": methods.GrowingRegularisation,
         "morphnet": methods.MorphNet,
         "ssr": methods.SSR,
+        "sss": methods.SparseStructureSelection,
         "aofp": methods.ApproximatedOracle,
     }
 )
@@ -190,8 +191,8 @@ def find(method: str, model: str, dataset: str) -> Recipe:
         if (recipe.method, recipe.model, recipe.dataset) == (method, model, dataset):
             return recipe
     training = {"learning_rate": 0.05, "schedule": "cosine"}
-    # C-SGD has a weight decay of its own.
-    decay = {} if method == "csgd" else {"weight_decay": 1e-4}
+    # These have a weight decay of their own.
+    decay = {} if method in ("csgd", "sss") else {"weight_decay": 1e-4}
     return Recipe(
         method,
         model,
