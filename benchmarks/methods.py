@@ -59,6 +59,12 @@ SETTINGS: Mapping[str, Callable[[Stage], Any]] = {
     "SSS": lambda s: methods.SparseStructureSelection(0.05, macs=MACS, weight_decay=5e-4),
     "SFP": lambda s: methods.SoftFilterPruning(macs=MACS),
     "ISTA": lambda s: methods.ISTA(5e-3, macs=MACS),
+    "AutoPruner": lambda s: methods.AutoPruner(
+        s.steps * s.epochs, macs=MACS, alpha=(0.1, 20.0), penalty=10.0
+    ),
+    "DCP": lambda s: methods.DiscriminationAwarePruning(
+        s.data, macs=MACS, batches=8, batch_size=64, per_pick=8, steps=8
+    ),
     "C-SGD": lambda s: methods.CentripetalSGD(1.0, macs=MACS, weight_decay=5e-4),
     "CFP": lambda s: methods.FilterCorrelation(
         macs=MACS, episodes=s.epochs // 2, episode_epochs=1, absorb=True

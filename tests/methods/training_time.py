@@ -19,5 +19,10 @@ METHODS = {
     "sss": lambda: methods.SparseStructureSelection(0.05, macs=0.5),
     "csgd": lambda: methods.CentripetalSGD(1.0, macs=0.5),
     "cfp": lambda: methods.FilterCorrelation(episodes=2, episode_epochs=1, macs=0.5),
+    "autopruner": lambda: methods.AutoPruner(8, macs=0.5, alpha=(0.1, 2.0), every=3),
+    # alternating makes two steps of a batch
+    "dcp": lambda: methods.DiscriminationAwarePruning(
+        stripes(32), macs=0.5, batch_size=16, steps=2, per_pick=3, training="joint"
+    ),
 }
 """Name -> how to make the method. All ask for half the MACs."""

@@ -14,15 +14,17 @@ def test_every_recipe_can_be_made(name) -> None:
     recipe = recipes.read(name)
     assert recipe.about and recipe.train["epochs"] >= 60
     # The method takes the arguments, and the network of the zoo exists.
-    data = {"data": ([0], [0])} if recipe.method in ("gdp", "aofp") else {}
+    data = {"data": ([0], [0])} if recipe.method in ("gdp", "aofp", "dcp") else {}
     METHODS[recipe.method](**recipe.arguments, **data)
     assert recipe.model in NETWORKS
     assert recipes.find(recipe.method, recipe.model, recipe.dataset).method == recipe.method
 
 
 def test_every_method_has_a_plain_recipe() -> None:
-    for method in METHODS:
-        assert recipes.find(method, "resnet8_digits", "digits").arguments == {"macs": 0.5}
+    for method, kind in METHODS.items():
+        arguments = recipes.find(method, "resnet8_digits", "digits").arguments
+        data = {"data": ([0], [0])} if method in ("gdp", "aofp", "dcp") else {}
+        assert kind(**arguments, **data).macs == 0.5
 
 
 def test_changes() -> None:
@@ -63,6 +65,7 @@ def test_files(tmp_path) -> None:
         ({"dataset": "cats"}, "Expected dataset"),
         ({"seed": -1}, "seed"),
         ({"arguments": {"lambda": 1}}, "lambda"),
+        ({"method": "ssr", "arguments": {"macs": 0.5}}, "penalty in"),
         ({"network": {"depth": 1}}, "depth"),
         ({"model": "a.keras", "network": {"widths": 1}}, "model file"),
         ({"data": {"batch": 1}}, "batch"),
@@ -75,7 +78,7 @@ def test_files(tmp_path) -> None:
             "both",
         ),
     ],
-    ids=range(13),
+    ids=range(14),
 )
 def test_what_is_refused(changes, message) -> None:
     given = {"method": "slimming", "model": "vgg16", "dataset": "digits", **changes}

@@ -22,8 +22,10 @@ they were at the start, or after some steps, and train what is left.
 """
 
 from tfprune.methods.aofp import ApproximatedOracle, ApproximatedOracleResult
+from tfprune.methods.autopruner import AutoPruner
 from tfprune.methods.cfp import FilterCorrelation
 from tfprune.methods.csgd import CentripetalSGD
+from tfprune.methods.dcp import DiscriminationAwarePruning
 from tfprune.methods.dsd import DSD
 from tfprune.methods.gdp import GlobalDynamicPruning
 from tfprune.methods.global_magnitude import GlobalMagnitude, redrawn
@@ -56,7 +58,9 @@ __all__ = [
     "SSR",
     "ApproximatedOracle",
     "ApproximatedOracleResult",
+    "AutoPruner",
     "CentripetalSGD",
+    "DiscriminationAwarePruning",
     "Expansion",
     "FilterCorrelation",
     "GlobalDynamicPruning",

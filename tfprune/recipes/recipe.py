@@ -20,8 +20,10 @@ from tfprune.loading import SUFFIXES
 
 METHODS: Mapping[str, Any] = MappingProxyType(
     {
+        "autopruner": methods.AutoPruner,
         "cfp": methods.FilterCorrelation,
         "csgd": methods.CentripetalSGD,
+        "dcp": methods.DiscriminationAwarePruning,
         "ista": methods.ISTA,
         "slimming": methods.NetworkSlimming,
         "sfp": methods.SoftFilterPruning,
@@ -48,6 +50,10 @@ NETWORKS: Mapping[str, tuple[Any, int]] = MappingProxyType(
 )
 """Networks of the zoo by name, with their depth. A recipe may also name a model file."""
 
+# What plain recipes give to methods that have no defaults for it.
+_PLAIN: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {"autopruner": {"alpha_steps": 2000}, "ssr": {"penalty": 0.01}}
+)
 _PHASES = ("dense", "train", "fine_tune")
 _TRAINING = {
     "epochs": int, "learning_rate": float, "schedule": str, "milestones": list, "factor": float,
@@ -97,8 +103,16 @@ class Recipe:
         _known("dataset", self.dataset, NAMES)
         if Path(self.model).suffix not in SUFFIXES:
             _known("model", self.model, NETWORKS, " A model file is also possible.")
-        accepted = [item.name for item in dataclasses.fields(METHODS[self.method]) if item.init]
-        _keys("arguments", self.arguments, [name for name in accepted if name != "data"])
+        accepted = [f for f in dataclasses.fields(METHODS[self.method]) if f.name != "data"]
+        _keys("arguments", self.arguments, [item.name for item in accepted])
+        without = (dataclasses.MISSING, dataclasses.MISSING)
+        needed = [f.name for f in accepted if (f.default, f.default_factory) == without]
+        missing = [name for name in needed if name not in self.arguments]
+        if missing:
+            raise ArgumentError(
+                f"Expected {', '.join(missing)} in [arguments]: {self.method} has no default for "
+                "it. On the command line, --set arguments.NAME=VALUE."
+            )
         if self.model in NETWORKS:
             _keys("network", self.network, _parameters(NETWORKS[self.model][0]))
         elif self.network:
@@ -198,7 +212,7 @@ def find(method: str, model: str, dataset: str) -> Recipe:
         model,
         dataset,
         about="no published setting: plain defaults",
-        arguments={"macs": 0.5},
+        arguments={"macs": 0.5, **_PLAIN.get(method, {})},
         data={"batch_size": 64, "augment": dataset != "digits"},
         train={"epochs": 20, **training, **decay},
         fine_tune={"epochs": 10, **training, "learning_rate": 0.02, "weight_decay": 1e-4},
