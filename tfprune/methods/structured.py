@@ -179,6 +179,8 @@ class StructuredMethod(Method):
     def finish(self, model: Any, data: Any = None, *, structured: bool = True) -> Any:
         """The smaller model, a new uncompiled one without anything of the method in it.
 
+        It is a functional model, also where the given one was sequential.
+
         Args:
             model: from :meth:`prepare`, trained. It stays as it is.
             data: training data, for methods that look at data at the end.
