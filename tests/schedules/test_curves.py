@@ -203,7 +203,8 @@ def test_compiled(schedule):
         assert abs(float(value) - float(schedule(step)[1])) <= 4 * ULP
 
 
-_SPARSITY = st.floats(0, 0.999)
+# Schedules compute in float32, which XLA and CPUs flush to zero below 1e-38.
+_SPARSITY = st.floats(0, 0.9990000128746033, width=32, allow_subnormal=False)
 
 
 @st.composite
