@@ -321,9 +321,9 @@ class AutoPruner(StructuredMethod):
             )
         return super().plan(graph)
 
-    def finish(self, model: Any, data: Any = None, *, structured: bool = True) -> Any:
-        """The smaller model, without gates and without any layer of the project's own."""
-        return apply(without_gates(model), self.plan(model))
+    def carried_out(self, model: Any, plan: PruningPlan) -> Any:
+        """The smaller model, without gates."""
+        return apply(without_gates(model), plan)
 
 
 @keras.saving.register_keras_serializable(package="tfprune")

@@ -186,17 +186,13 @@ class CentripetalSGD(StructuredMethod):
         """The means of clusters, and their sums in what reads them."""
         return merged(graph, clusters_of(graph), average=True)[1]
 
-    def finish(self, model: Any, data: Any = None, *, structured: bool = True) -> Any:
+    def carried_out(self, model: Any, plan: PruningPlan) -> Any:
         """The smaller model.
 
         Warns if deviations from the means of clusters, as a norm, are more than a hundredth of the
         weights: the smaller model is then another than the trained one.
-
-        Args:
-            model: from :meth:`prepare`, trained. It stays as it is.
-            data, structured: not used.
         """
-        finished = super().finish(model, data, structured=structured)
+        finished = super().carried_out(model, plan)
         relative = model.update.relative_deviation()
         if relative > 1e-2:
             warnings.warn(

@@ -70,7 +70,6 @@ from tfprune.graph.copying import copy_model
 from tfprune.graph.evaluate import flatten
 from tfprune.graph.labels import Keep
 from tfprune.graph.plan import PruningPlan
-from tfprune.layers import Masks
 from tfprune.layers.method_model import MethodModel, require_tensorflow
 from tfprune.layers.updates import MethodUpdate
 from tfprune.losses import resolve_loss
@@ -90,13 +89,8 @@ from tfprune.methods.dcp_selection import (
 from tfprune.methods.ranking import check_whole
 from tfprune.methods.structured import (
     StructuredMethod,
-    StructuredResult,
-    difference,
-    macs_left,
 )
-from tfprune.protocols import fine_tune
 from tfprune.pruning import plan as plan_of
-from tfprune.surgery import apply
 
 Training = Literal["alternating", "joint"]
 
@@ -299,36 +293,6 @@ class DiscriminationAwarePruning(StructuredMethod):
         )
         notes = {**choice.notes, "loss without any channel, and at the end": losses}
         return PruningPlan.of(graph, kept, notes, selection.values(kept))
-
-    def run(
-        self, model: Any, train: Any, validation: Any = None, *, epochs: int, **options: Any
-    ) -> StructuredResult:
-        """Prepares, trains with :func:`tfprune.fine_tune`, chooses once, and finishes.
-
-        Args:
-            model, train, validation, epochs, **options: as for :meth:`Method.run`.
-
-        Raises:
-            What :meth:`prepare`, ``fine_tune`` and :meth:`plan` raise.
-        """
-        options = self.fit_options(epochs, dict(options))
-        prepared = self.prepare(model)
-        callbacks = [*self.callbacks(), *options.pop("callbacks", ())]
-        record = fine_tune(
-            prepared, train, validation, epochs=epochs, callbacks=callbacks, **options
-        )
-        graph = analyse(prepared)
-        plan = self.plan(graph)
-        finished = apply(copy_model(prepared), plan)
-        return StructuredResult(
-            model=finished,
-            record=record,
-            sparsity=Masks.of_zeros(finished).sparsity,
-            plan=plan,
-            macs=macs_left(graph, plan),
-            difference=difference(prepared, finished, train),
-            trained=prepared,
-        )
 
     @property
     def settings(self) -> Settings:

@@ -192,16 +192,9 @@ class ISTA(StructuredMethod):
         """New biases and moving means, with what lost channels contributed."""
         return self.absorption(graph, plan).values
 
-    def finish(self, model: Any, data: Any = None, *, structured: bool = True) -> Any:
-        """The smaller model, a new uncompiled one, its scales as large as without ``alpha``.
-
-        Args:
-            model: from :meth:`prepare`, trained. It stays as it is.
-            data: not used.
-            structured: not used; channels are always removed for real.
-        """
-        plan, copy = self.plan(model), copy_model(model)
-        alpha = _alpha_of(model)
+    def carried_out(self, model: Any, plan: PruningPlan) -> Any:
+        """The smaller model, its scales as large as without ``alpha``."""
+        copy, alpha = copy_model(model), _alpha_of(model)
         if alpha != 1:
             rescale(scale_flow(analyse(copy)).values(), 1 / alpha)
         return apply(copy, plan)

@@ -43,6 +43,7 @@ from keras import ops
 from tfprune.criteria.scores import Scores, Vector, from_members
 from tfprune.errors import ArgumentError
 from tfprune.graph import ChannelGraph, ChannelGroup, Member
+from tfprune.graph.plan import PruningPlan
 from tfprune.layers.channel_selection import with_selections, without_selections
 from tfprune.layers.updates import Gradients, MethodUpdate
 from tfprune.methods.structured import StructuredMethod
@@ -98,9 +99,9 @@ class NetworkSlimming(StructuredMethod):
                 variable.assign(ops.full(variable.shape, self.initial_scale, variable.dtype))
         return prepared
 
-    def finish(self, model: Any, data: Any = None, *, structured: bool = True) -> Any:
+    def carried_out(self, model: Any, plan: PruningPlan) -> Any:
         """The smaller model; selections have become ``keras.ops.take`` with constant indices."""
-        smaller = super().finish(model, data)
+        smaller = super().carried_out(model, plan)
         return without_selections(smaller) if self.selection else smaller
 
     def scores(self, graph: ChannelGraph) -> Scores:

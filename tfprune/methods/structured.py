@@ -186,7 +186,11 @@ class StructuredMethod(Method):
             data: training data, for methods that look at data at the end.
             structured: not used; channels are always removed for real.
         """
-        return apply(copy_model(model), self.plan(model))
+        return self.carried_out(model, self.plan(model))
+
+    def carried_out(self, model: Any, plan: PruningPlan) -> Any:
+        """The smaller model that a plan from :meth:`plan` makes; see :meth:`finish`."""
+        return apply(copy_model(model), plan)
 
     def run(
         self, model: Any, train: Any, validation: Any = None, *, epochs: int, **options: Any
@@ -207,9 +211,9 @@ class StructuredMethod(Method):
         record = fine_tune(
             prepared, train, validation, epochs=epochs, callbacks=callbacks, **options
         )
-        finished = self.finish(prepared, train)
         graph = analyse(prepared)
         plan = self.plan(graph)
+        finished = self.carried_out(prepared, plan)
         return StructuredResult(
             model=finished,
             record=record,

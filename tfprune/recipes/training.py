@@ -15,7 +15,7 @@ import numpy as np
 from tfprune.cost import measure
 from tfprune.errors import ArgumentError
 from tfprune.loading import load_model
-from tfprune.methods.structured import difference
+from tfprune.methods.structured import StructuredMethod, difference
 from tfprune.protocols import fine_tune
 from tfprune.recipes.recipe import METHODS, NETWORKS, Recipe, splits_of
 from tfprune.reports import figures
@@ -135,9 +135,7 @@ def train(
     seconds += record.seconds
     accuracy["trained"] = _accuracy(prepared, splits.test)
     save_model(prepared, folder / "trained.keras")
-    small = method.finish(prepared, splits.train)
-    plan = method.plan(prepared)
-    plan.save(folder / "plan.json")
+    small = _finished(method, prepared, folder)
     accuracy["pruned"] = _accuracy(small, splits.test)
     changed = difference(prepared, small, splits.train_epoch(0))
     if recipe.fine_tune:
@@ -160,6 +158,15 @@ def train(
     with replacing(folder.resolve() / "report.json") as temporary:
         temporary.write_text(json.dumps(report.as_dict(), indent=2), encoding="utf-8")
     return report
+
+
+def _finished(method: Any, prepared: Any, folder: Path) -> Any:
+    """The smaller model; its plan is made once, and saved."""
+    plan = method.plan(prepared)
+    plan.save(folder / "plan.json")
+    if isinstance(method, StructuredMethod):
+        return method.carried_out(prepared, plan)
+    return method.finish(prepared)
 
 
 def widths_of(history: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
