@@ -10,7 +10,10 @@ from tfprune.graph.trace import framework_module, framework_of, lambda_output_sh
 
 
 def remake(
-    op: Any, change: Callable[[dict[str, Any]], Any] = lambda config: config, path: str = ""
+    op: Any,
+    change: Callable[[dict[str, Any]], Any] = lambda config: config,
+    path: str = "",
+    kind: Any = None,
 ) -> Any:
     """The same layer or operation anew, unbuilt.
 
@@ -18,6 +21,7 @@ def remake(
         op: of Keras 3 or tf_keras.
         change: from its configuration to the one in its place.
         path: of the layer in its model, for the message; by default its name.
+        kind: the class to make, with the same configuration; by default its own.
 
     Raises:
         ModelError: it cannot be made from its configuration.
@@ -33,7 +37,7 @@ def remake(
             dtype=op.dtype_policy,
         )
     try:
-        return type(op).from_config(change(op.get_config()))
+        return (kind or type(op)).from_config(change(op.get_config()))
     except Exception as error:
         raise ModelError(
             "Expected a layer that can be made from its configuration. Received: "

@@ -7,11 +7,13 @@ wrapper with Keras, so that ``keras.models.load_model`` knows it.
 from __future__ import annotations
 
 from tfprune.layers.callbacks import PruningSummaries, UpdatePruningStep
+from tfprune.layers.channel_selection import with_selections, without_selections
 from tfprune.layers.holding import masks_of, set_masks, with_masks
 from tfprune.layers.magnitude import PruneLowMagnitude
 from tfprune.layers.masks import Masks
 from tfprune.layers.policy import PruneForLatencyOnXNNPack
 from tfprune.layers.prunable import prunable_weights
+from tfprune.layers.whole_groups import with_whole_groups, without_whole_groups
 from tfprune.layers.wrapping import prune_low_magnitude, prune_scope, strip_pruning
 from tfprune.schedules.tfmot import load
 
@@ -33,4 +35,8 @@ __all__ = [
     "set_masks",
     "strip_pruning",
     "with_masks",
+    "with_selections",
+    "with_whole_groups",
+    "without_selections",
+    "without_whole_groups",
 ]

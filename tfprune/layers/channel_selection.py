@@ -31,9 +31,8 @@ from keras import ops
 from tfprune.errors import ModelError
 from tfprune.graph import RuleCall, rule
 from tfprune.graph.labels import TensorLabels
-from tfprune.graph.remake import remake
-from tfprune.graph.replay import replay
-from tfprune.graph.trace import Call, Ref, Trace, is_model, is_sequential, trace
+from tfprune.graph.rewriting import Replace, rewritten
+from tfprune.graph.trace import Call, Trace, is_sequential
 
 _PREFIX = "select_for_"
 # Between the layer that makes channels and the one that reads them: they see each channel alone.
@@ -123,7 +122,7 @@ def with_selections(model: Any) -> Any:
     Raises:
         ModelError: another kind of model, or one with channels first.
     """
-    return _again(model, _inserting)
+    return model if is_sequential(model) else rewritten(model, _inserting)
 
 
 def without_selections(model: Any) -> Any:
@@ -132,52 +131,13 @@ def without_selections(model: Any) -> Any:
     Args:
         model: from :func:`with_selections`, or from surgery on one.
     """
-    return _again(model, lambda _: _lowered)
+    return rewritten(model, lambda _: _lowered)
 
 
-def _again(
-    model: Any, replacing: Callable[[Trace], Callable[[Any, Callable[[Any], Any]], Any]]
-) -> Any:
-    """The model once more, each operation made by ``replacing(trace)(op, made)``."""
-    if is_sequential(model):
-        return model
-    made: dict[int, Any] = {}
-    pairs: list[tuple[Any, Any]] = []
-
-    def copied(op: Any) -> Any:
-        new = remake(op)
-        pairs.append((op, new))
-        return new
-
-    def whole(source: Any) -> Any:
-        traced = trace(source)
-        replace = replacing(traced)
-
-        def make(op: Any) -> Any:
-            if id(op) not in made:
-                nested = is_model(op) and not is_sequential(op)
-                made[id(op)] = whole(op) if nested else replace(op, copied)
-            return made[id(op)]
-
-        def make_input(ref: Ref, layer: Any) -> Any:
-            return remake(layer)
-
-        return replay(traced, make=make, make_input=make_input)
-
-    result = whole(model)
-    for old, new in pairs:
-        for before, after in zip(
-            getattr(old, "variables", ()), getattr(new, "variables", ()), strict=True
-        ):
-            after.assign(np.asarray(before))
-    result.trainable = model.trainable
-    return result
-
-
-def _inserting(traced: Trace) -> Callable[[Any, Callable[[Any], Any]], Any]:
+def _inserting(traced: Trace) -> Replace:
     streams = {id(call.op) for call in traced.calls if _reads_stream(call, traced)}
 
-    def replace(op: Any, copied: Callable[[Any], Any]) -> Any:
+    def replace(op: Any, copied: Callable[..., Any]) -> Any:
         new = copied(op)
         if id(op) not in streams:
             return new
@@ -209,7 +169,7 @@ def _reads_stream(call: Call, traced: Trace) -> bool:
     return True
 
 
-def _lowered(op: Any, copied: Callable[[Any], Any]) -> Any:
+def _lowered(op: Any, copied: Callable[..., Any]) -> Any:
     if not isinstance(op, ChannelSelection):
         return copied(op)
     kernel = np.asarray(op.kernel)

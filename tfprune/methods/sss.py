@@ -5,8 +5,8 @@ ECCV 2018, arXiv:1707.01213. The placement of the factors and the hyper-paramete
 authors' code (MXNet), the update is derived again and found restated in a later paper; the paper's
 text was not at hand. Sheet A5.
 
-Every structure, a channel or the branch of a residual addition, is multiplied by a factor
-:math:`\lambda`, 1 at first. Training minimises
+Every structure, a channel, a group of a grouped convolution or the branch of a residual addition,
+is multiplied by a factor :math:`\lambda`, 1 at first. Training minimises
 
 .. math:: \frac{1}{N} \sum L(y, C(x; W, \lambda)) + R(W) + \gamma \lVert \lambda \rVert_1
 
@@ -46,8 +46,9 @@ these zeros (blocks: exactly). Without the clamp, and for structures that ``macs
 
 Departures.
 
-- The authors' factors for the groups of a grouped convolution (ResNeXt) are missing: the network's
-  channel groups tie the channels at the same place of all groups.
+- With ``groups=True`` a factor is on all channels that a group of a grouped convolution makes; what
+  it reads goes with it (:mod:`tfprune.layers.whole_groups`). Without, the factors are those of the
+  network's channel groups, which tie the channels at the same place of all groups.
 - They put the factor of a channel behind its batch normalisation. Here it stands behind the
   activation too, at the readers; for ReLU and factors from 0 that is the same.
 - Without the clamp a structure goes if :math:`\lambda = S(z)` is zero, although :math:`\lambda'`
@@ -80,6 +81,7 @@ from tfprune.graph.plan import PruningPlan
 from tfprune.graph.trace import Call, Ref, Trace, attention_parts
 from tfprune.layers.per_channel import Axis
 from tfprune.layers.updates import Gradients, MethodUpdate
+from tfprune.layers.whole_groups import with_whole_groups, without_whole_groups
 from tfprune.methods.structured import StructuredMethod
 
 
@@ -95,6 +97,7 @@ class SparseStructureSelection(StructuredMethod):
         penalty: gamma. The authors' code has 0.01 for the blocks of ResNet-50 on ImageNet.
         channels: whether channels have factors.
         blocks: whether residual blocks have.
+        groups: whether grouped convolutions, as ResNeXt's, have a factor for each whole group.
         momentum: mu of the factors; the paper's is 0.9.
         weight_decay: of all that trains but the factors. ``fine_tune`` and the optimizer get none.
         clamp: whether factors stay from 0 upwards, as in the authors' code.
@@ -108,6 +111,7 @@ class SparseStructureSelection(StructuredMethod):
     penalty: float = 0.01
     channels: bool = True
     blocks: bool = True
+    groups: bool = False
     momentum: float = 0.9
     weight_decay: float = 1e-4
     clamp: bool = True
@@ -154,7 +158,7 @@ class SparseStructureSelection(StructuredMethod):
         Raises:
             What :meth:`StructuredMethod.prepare` raises.
         """
-        prepared = super().prepare(model)
+        prepared = super().prepare(with_whole_groups(model) if self.groups else model)
         left = prepared.update.left_alone
         if left:
             reasons = "; ".join(f"{name}: {why}" for name, why in list(left.items())[:3])
@@ -163,6 +167,11 @@ class SparseStructureSelection(StructuredMethod):
                 f"{len(left)} blocks have no factors and stay: {reasons}{more}.", stacklevel=2
             )
         return prepared
+
+    def carried_out(self, model: Any, plan: PruningPlan) -> Any:
+        """The smaller model, its grouped convolutions plain ones again."""
+        smaller = super().carried_out(model, plan)
+        return without_whole_groups(smaller) if self.groups else smaller
 
     def check(self, graph: ChannelGraph) -> None:
         """Raises what :meth:`prepare` raises, before any training."""

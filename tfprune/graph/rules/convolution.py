@@ -3,6 +3,9 @@
 The kernel's input axis consumes the input's channels, its output axis and the bias produce.
 Kernel layouts: plain ``(*window, inputs / groups, filters)``; transposed ``(*window, filters,
 inputs)``; depthwise ``(*window, inputs, multiplier)``.
+
+A grouped convolution loses the same offsets in every group. :func:`whole_groups` is the rule of one
+that loses whole groups.
 """
 
 from __future__ import annotations
@@ -41,14 +44,14 @@ def tie_groups(call: RuleCall, labels: AxisLabels, groups: int) -> None:
 
 @layer_rule("Conv1D", "Conv2D", "Conv3D", "Convolution1D", "Convolution2D", "Convolution3D")
 def convolution(call: RuleCall) -> TensorLabels:
-    """Plain and grouped convolutions."""
+    """Plain and grouped convolutions; a group per channel is a depthwise convolution."""
     op, axis = call.op, call.channel_axis()
     kernel = plain(call, "kernel")
     groups = int(op.groups)
     window, filters = tuple(kernel.shape[:-2]), int(kernel.shape[-1])
     inputs = call.channels(axis)
     if inputs is not None and 1 < groups == len(inputs):
-        return _group_per_channel(call, axis, inputs)
+        return whole_groups(call)
     outputs = call.fresh(filters)
     tie_groups(call, inputs, groups)
     tie_groups(call, outputs, groups)
@@ -67,17 +70,26 @@ def convolution(call: RuleCall) -> TensorLabels:
     return _output(call, axis, outputs)
 
 
-def _group_per_channel(call: RuleCall, axis: int, inputs: Labels) -> TensorLabels:
-    """A depthwise convolution written as a plain one: whole groups go, with their channel."""
-    op = call.op
-    outputs = np.repeat(inputs, int(op.kernel.shape[-1]) // len(inputs))
-    call.weight(op.kernel, "kernel", follows={-1: outputs})
+def whole_groups(call: RuleCall) -> TensorLabels:
+    """A grouped convolution that loses whole groups: all that a group reads and makes is one."""
+    op, axis = call.op, call.channel_axis()
+    kernel = plain(call, "kernel")
+    groups, filters = int(op.groups), int(kernel.shape[-1])
+    inputs = call.channels(axis)
+    one = None if inputs is None else inputs[:: len(inputs) // groups]
+    if inputs is not None and one is not None:
+        for column in inputs.reshape(groups, -1).T[1:]:
+            call.unite(one, column)
+    outputs = _repeat(one, filters // groups)
+    call.weight(kernel, "kernel", follows={-1: outputs})
     call.weight(op.bias, "bias", follows={0: outputs}, scored=False)
-    call.size("groups", inputs)
+    call.size("groups", one)
     call.size("filters", outputs)
     positions = _spatial(call, call.output_shapes[0], axis)
-    taps = math.prod(int(size) for size in op.kernel.shape[:-2])
-    call.macs(None if positions is None else positions * taps, outputs)
+    taps = math.prod(int(size) for size in kernel.shape[:-1])
+    call.macs(
+        None if positions is None else positions * taps, filters if outputs is None else outputs
+    )
     return _output(call, axis, outputs)
 
 
