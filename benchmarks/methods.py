@@ -122,10 +122,8 @@ NETWORKS = {"vgg16-quarter": vgg, "resnet20": resnet}
 
 def accuracy(model: Any, data: Any) -> float:
     """Top-1 accuracy."""
-    hits = [
-        np.asarray(model(x, training=False)).argmax(-1) == np.asarray(y) for x, y in data
-    ]  # fmt: skip
-    return float(np.concatenate(hits).mean())
+    x, y = data
+    return float((model.predict(x, batch_size=256, verbose=0).argmax(-1) == y).mean())
 
 
 def arrays(dataset: Any) -> tuple[Any, Any]:
@@ -161,6 +159,7 @@ class Bench:
             options.dataset, subset=11_000, validation=1 / 11, augment=True, batch_size=64,
             seed=options.seed, data_dir=options.data_dir,
         )  # fmt: skip
+        self.test = arrays(self.splits.test)
         options.work.mkdir(parents=True, exist_ok=True)
         self.results = Results(options.work / "results.json")
         self.dense = self._dense()
@@ -205,7 +204,7 @@ class Bench:
         return self._row(model, small, record, "L1")
 
     def _row(self, trained: Any, small: Any, record: Any, name: str) -> dict[str, Any]:
-        test = self.splits.test
+        test = self.test
         cut = accuracy(small, test)
         changed = difference(trained, small, self.splits.train_epoch(0))
         recalibrated = keras.models.clone_model(small)
@@ -230,7 +229,7 @@ class Bench:
             small, self.splits.train_epoch, dense=self.dense, epochs=epochs, learning_rate=0.05,
             schedule="cosine", weight_decay=5e-4, seed=self.options.seed, verbose=0,
         )  # fmt: skip
-        return accuracy(record.model, self.splits.test)
+        return accuracy(record.model, self.test)
 
 
 def report(
@@ -297,7 +296,7 @@ def main() -> None:
     options = parser.parse_args()
     bench = Bench(options)
     results = bench.results
-    dense = results.get("dense", lambda: accuracy(bench.dense, bench.splits.test))
+    dense = results.get("dense", lambda: accuracy(bench.dense, bench.test))
     rows = {"L1, one shot": results.get("L1, one shot", bench.one_shot)}
     for name in options.only or SETTINGS:
         rows[name] = results.get(name, lambda n=name: bench.by_method(n))

@@ -9,7 +9,8 @@ import pytest
 from tfprune import fine_tune
 from tfprune.errors import ArgumentError, BudgetError
 from tfprune.graph import analyse
-from tfprune.methods.csgd import CentripetalSGD, CentripetalUpdate, clustered, left_alone
+from tfprune.methods.csgd import CentripetalSGD, CentripetalUpdate, clustered
+from tfprune.methods.merging import left_alone
 from tfprune.testing import randomize
 
 layers = keras.layers

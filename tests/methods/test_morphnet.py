@@ -15,16 +15,13 @@ from tests.methods.models import same, snapshot
 from tfprune.cost import CostModel, measure
 from tfprune.errors import ArgumentError, BudgetError
 from tfprune.graph import analyse
+from tfprune.methods.expansion import expand, largest_factor, scaled, shrink_expand
 from tfprune.methods.morphnet import (
     CostPenalty,
     CostTerms,
     MorphNet,
     Remains,
-    expand,
     judged_by,
-    largest_factor,
-    scaled,
-    shrink_expand,
 )
 from tfprune.surgery import verify
 

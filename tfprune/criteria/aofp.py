@@ -54,10 +54,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tfprune.arguments import check_whole
 from tfprune.criteria.damage import Damage, damage_of
 from tfprune.criteria.reconstruction.ranking import rising
 from tfprune.criteria.scores import Scores, Vector
-from tfprune.errors import ArgumentError
 from tfprune.graph import ChannelGraph, analyse
 from tfprune.graph.evaluate import flatten
 from tfprune.workers import Examples, PortableModel, check_executor, gather, run_tasks
@@ -311,9 +311,3 @@ def _score(opened: _Opened, task: _Task) -> Vector:
     left = np.setdiff1d(np.arange(width), order)
     last = means[-1:] if len(means) else np.zeros(1)
     return rising(np.append(order, left), np.append(means, last))
-
-
-def check_whole(name: str, value: Any, least: int) -> None:
-    """Raises :class:`ArgumentError` for what is no whole number from ``least`` on."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ArgumentError(f"Expected {name} as a whole number from {least}. Received: {value!r}.")

@@ -27,6 +27,12 @@ from tfprune.methods.cfp import FilterCorrelation
 from tfprune.methods.csgd import CentripetalSGD
 from tfprune.methods.dcp import DiscriminationAwarePruning
 from tfprune.methods.dsd import DSD
+from tfprune.methods.expansion import (
+    Expansion,
+    ShrinkExpandResult,
+    expand,
+    shrink_expand,
+)
 from tfprune.methods.gdp import GlobalDynamicPruning
 from tfprune.methods.global_magnitude import GlobalMagnitude, redrawn
 from tfprune.methods.grasp import GraSP
@@ -35,13 +41,7 @@ from tfprune.methods.han import Han, corrected_dropout
 from tfprune.methods.ista import ISTA
 from tfprune.methods.magnitude import MagnitudePruning
 from tfprune.methods.method import Method, MethodResult, plain_copy
-from tfprune.methods.morphnet import (
-    Expansion,
-    MorphNet,
-    ShrinkExpandResult,
-    expand,
-    shrink_expand,
-)
+from tfprune.methods.morphnet import MorphNet
 from tfprune.methods.random import RandomPruning
 from tfprune.methods.sfp import SoftFilterPruning
 from tfprune.methods.slimming import NetworkSlimming

@@ -45,6 +45,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfprune.allocation.steps import check_patterns, matches, protected_channels
+from tfprune.arguments import check_whole
 from tfprune.batches import iterate
 from tfprune.cost import CostModel
 from tfprune.criteria.aofp import Indices, Search, begin, decided, draw, goes_on, tallied
@@ -59,7 +60,6 @@ from tfprune.graph.plan import PruningPlan
 from tfprune.graph.trace import Call
 from tfprune.layers import Masks
 from tfprune.methods.method import Method, MethodResult, plain_copy
-from tfprune.methods.ranking import check_whole
 from tfprune.protocols import fine_tune
 from tfprune.surgery import apply
 from tfprune.workers import gather

@@ -79,6 +79,7 @@ import keras
 import numpy as np
 
 from tfprune import allocation
+from tfprune.arguments import check_whole
 from tfprune.cost import CostModel
 from tfprune.criteria.gates import readings_of
 from tfprune.criteria.scores import Scores
@@ -98,7 +99,6 @@ from tfprune.layers.batch_gate import (
 from tfprune.layers.distribution import strategy_scope
 from tfprune.layers.method_model import MethodModel, require_tensorflow
 from tfprune.layers.updates import MethodUpdate
-from tfprune.methods.ranking import check_whole
 from tfprune.methods.structured import StructuredMethod
 from tfprune.surgery import apply
 

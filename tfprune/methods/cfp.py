@@ -52,15 +52,15 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
+from tfprune.arguments import check_whole
 from tfprune.criteria.scores import Scores
 from tfprune.errors import ArgumentError
 from tfprune.graph import ChannelGraph, ChannelGroup, Member, analyse
 from tfprune.graph.plan import PruningPlan
 from tfprune.layers.per_channel import Axis
 from tfprune.layers.updates import Gradients, MethodUpdate
-from tfprune.methods.csgd import check_any, left_alone, notes_on, uniform_widths
+from tfprune.methods.merging import check_any, left_alone, notes_on, uniform_widths
 from tfprune.methods.method import AtEpochs
-from tfprune.methods.ranking import check_whole
 from tfprune.methods.structured import StructuredMethod
 from tfprune.surgery import check_finite
 from tfprune.surgery.merging import merged, occurrences

@@ -60,11 +60,11 @@ import numpy as np
 
 from tfprune import allocation
 from tfprune.allocation import Budget
-from tfprune.batches import iterate
+from tfprune.arguments import check_whole
 from tfprune.cost import CostModel
 from tfprune.criteria.reconstruction.readers import Reader, owners_of, readers_in, readers_of
 from tfprune.criteria.scores import Scores
-from tfprune.errors import ArgumentError, DataError, ModelError
+from tfprune.errors import ArgumentError, ModelError
 from tfprune.graph import ChannelGraph, ChannelGroup, analyse
 from tfprune.graph.copying import copy_model
 from tfprune.graph.evaluate import flatten
@@ -86,7 +86,7 @@ from tfprune.methods.dcp_selection import (
     program_of,
     slice_norms,
 )
-from tfprune.methods.ranking import check_whole
+from tfprune.methods.examples import labelled
 from tfprune.methods.structured import (
     StructuredMethod,
 )
@@ -202,14 +202,8 @@ class DiscriminationAwarePruning(StructuredMethod):
         Raises:
             DataError: none, without labels, or of another shape than the model's inputs.
         """
-        if self.data is None:
-            raise DataError("Expected data to choose channels by. Received: none.")
-        return iterate(
-            self.data,
-            batch_size=self.batch_size,
-            limit=self.batches,
-            labels=True,
-            input_shape=getattr(model, "input_shape", None),
+        return labelled(
+            self.data, model, "choose channels by", batch_size=self.batch_size, batches=self.batches
         )
 
     def scores(self, graph: ChannelGraph) -> Scores:

@@ -13,13 +13,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from tfprune.arguments import check_whole
 from tfprune.errors import ArgumentError
 from tfprune.layers import masks_of, set_masks, with_masks
 from tfprune.layers.masks import Masks
 from tfprune.layers.prunable import prunable_weights
 from tfprune.methods.global_magnitude import convolutions
 from tfprune.methods.method import AtEpochs, MaskMethod, plain_copy, values
-from tfprune.methods.ranking import check_sparsity, check_whole, kept_count, largest, match
+from tfprune.methods.ranking import check_sparsity, kept_count, largest, match
 from tfprune.protocols.optimizers import learning_rate_at
 
 

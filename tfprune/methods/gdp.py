@@ -41,9 +41,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfprune.batches import iterate
+from tfprune.arguments import check_whole
 from tfprune.criteria.scores import Scores
-from tfprune.errors import ArgumentError, DataError
+from tfprune.errors import ArgumentError
 from tfprune.graph import ChannelGraph, analyse
 from tfprune.graph.copying import copy_model
 from tfprune.graph.plan import PruningPlan
@@ -52,7 +52,7 @@ from tfprune.layers.distribution import strategy_scope
 from tfprune.layers.per_channel import Axis
 from tfprune.layers.updates import Gradients, MethodUpdate
 from tfprune.losses import resolve_loss
-from tfprune.methods.ranking import check_whole
+from tfprune.methods.examples import labelled
 from tfprune.methods.structured import StructuredMethod
 
 Recovery = Literal["straight-through", "rescoring"]
@@ -143,14 +143,12 @@ class GlobalDynamicPruning(StructuredMethod):
         Raises:
             DataError: none, without labels, or of another shape than the model's inputs.
         """
-        if self.data is None:
-            raise DataError("Expected data to measure saliency on. Received: none.")
-        return iterate(
+        return labelled(
             self.data,
+            model,
+            "measure saliency on",
             batch_size=self.batch_size,
-            limit=self.batches,
-            labels=True,
-            input_shape=getattr(model, "input_shape", None),
+            batches=self.batches,
         )
 
 

@@ -14,11 +14,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from tfprune.arguments import check_whole
 from tfprune.graph.trace import all_layers, raw_variable
 from tfprune.layers.masks import Masks
 from tfprune.layers.prunable import prunable_weights
 from tfprune.methods.method import IterativeMethod, plain_copy, values
-from tfprune.methods.ranking import Array, check_sparsity, check_whole, require_no_empty
+from tfprune.methods.ranking import Array, check_sparsity, require_no_empty
 
 
 @dataclass(frozen=True)

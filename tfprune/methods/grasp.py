@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfprune.arguments import check_whole
 from tfprune.batches import iterate
 from tfprune.errors import ArgumentError
 from tfprune.graph.trace import all_layers
@@ -25,7 +26,6 @@ from tfprune.methods.gradients import hessian_product, mean_gradient
 from tfprune.methods.method import OneShotMethod
 from tfprune.methods.ranking import (
     check_sparsity,
-    check_whole,
     kept_count,
     largest,
     require_no_empty,

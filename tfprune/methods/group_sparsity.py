@@ -70,7 +70,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfprune.allocation.steps import matches
+from tfprune.arguments import check_positive, check_whole
 from tfprune.criteria.group_norm import GroupNorm
 from tfprune.criteria.norm import L1
 from tfprune.criteria.scores import Normalize, Scores, Vector, check_choice
@@ -80,8 +80,7 @@ from tfprune.graph.plan import PruningPlan
 from tfprune.layers.distribution import strategy_scope
 from tfprune.layers.per_channel import Axis
 from tfprune.layers.updates import Gradients, MethodUpdate
-from tfprune.methods.ranking import check_whole
-from tfprune.methods.structured import StructuredMethod
+from tfprune.methods.structured import StructuredMethod, penalised_groups
 
 Penalised = Literal["filters", "group"]
 """The kernels that make a channel, or all weights that are cut with it."""
@@ -115,7 +114,7 @@ class GroupNormSparsity(StructuredMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_target(self)
-        require_positive("reg", self.reg)
+        check_positive("reg", self.reg)
         if not (np.isfinite(self.alpha) and self.alpha >= 0):
             raise ArgumentError(f"Expected alpha of at least 0. Received: {self.alpha!r}.")
         check_choice("normalize", self.normalize, ("mean", "max", "l2", "none"))
@@ -226,7 +225,7 @@ class GrowingRegularisation(StructuredMethod):
         super().__post_init__()
         require_target(self)
         for name in ("growth", "ceiling", "pick_ceiling"):
-            require_positive(name, getattr(self, name))
+            check_positive(name, getattr(self, name))
         check_whole("every", self.every, 1)
         check_choice("variant", self.variant, ("greg1", "greg2", "graded"))
         check_choice("penalised", self.penalised, ("filters", "group"))
@@ -460,13 +459,6 @@ def growing_penalty(graph: ChannelGraph) -> GrowingPenalty:
     )
 
 
-def penalised_groups(graph: ChannelGraph, ignore: Sequence[str]) -> list[ChannelGroup]:
-    """The groups that may lose channels and that no pattern of ``ignore`` names."""
-    return [
-        group for group in graph.prunable if not any(matches(group, pattern) for pattern in ignore)
-    ]
-
-
 def scored_members(group: ChannelGroup) -> list[Member]:
     """What counts of a group: kernels that make or read its channels, and scales."""
     return [member for member in group.members if member.scored]
@@ -522,9 +514,3 @@ def require_target(method: StructuredMethod) -> None:
             f"Expected macs or pruning_ratio, as {type(method).__name__} has no rule of its own "
             "for how much goes. Received: neither. Write, say, macs=0.5."
         )
-
-
-def require_positive(name: str, value: float) -> None:
-    """Raises :class:`ArgumentError` unless ``value`` is a positive finite number."""
-    if not np.isfinite(value) or value <= 0:
-        raise ArgumentError(f"Expected {name} to be a positive number. Received: {value!r}.")

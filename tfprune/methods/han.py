@@ -14,13 +14,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from tfprune.arguments import check_whole
 from tfprune.errors import ArgumentError
 from tfprune.layers.masks import Mask, Masks
 from tfprune.methods.method import IterativeMethod, values
 from tfprune.methods.ranking import (
     Array,
     check_sparsity,
-    check_whole,
     largest,
     match,
     require_no_empty,

@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 import keras
 import numpy as np
 
+from tfprune.arguments import check_whole
 from tfprune.errors import ArgumentError
 from tfprune.layers import UpdatePruningStep, masks_of, set_masks, strip_pruning, with_masks
 from tfprune.layers.distribution import strategy_scope
 from tfprune.layers.masks import Masks
 from tfprune.layers.prunable import prunable_weights
-from tfprune.methods.ranking import check_whole
 from tfprune.protocols import FineTuneRecord, fine_tune
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from tfprune.arguments import check_whole
 from tfprune.layers.masks import Masks
 from tfprune.layers.prunable import prunable_weights
 from tfprune.methods.method import OneShotMethod
 from tfprune.methods.ranking import (
     check_sparsity,
-    check_whole,
     kept_count,
     largest,
     require_no_empty,

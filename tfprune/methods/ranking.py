@@ -39,16 +39,6 @@ def check_sparsity(sparsity: Any, name: str = "sparsity") -> float:
     return float(sparsity)
 
 
-def check_whole(name: str, value: Any, least: int) -> None:
-    """Refuses what is no whole number from ``least`` on.
-
-    Raises:
-        ArgumentError: naming the argument.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ArgumentError(f"Expected {name} as a whole number from {least}. Received: {value!r}.")
-
-
 def kept_count(total: int, sparsity: float) -> int:
     """How many of ``total`` weights stay: ``round(total * (1 - sparsity))``, halves to even.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tfprune.arguments import check_whole
 from tfprune.batches import iterate
 from tfprune.errors import ModelError
 from tfprune.layers.masks import Masks
@@ -21,7 +22,6 @@ from tfprune.methods.gradients import mean_gradient, objective_of
 from tfprune.methods.method import OneShotMethod
 from tfprune.methods.ranking import (
     check_sparsity,
-    check_whole,
     kept_count,
     largest,
     require_no_empty,

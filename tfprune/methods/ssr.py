@@ -63,14 +63,13 @@ from keras import ops
 from numpy.typing import NDArray
 
 from tfprune.allocation.steps import check_patterns, matches
+from tfprune.arguments import check_positive, check_whole
 from tfprune.criteria.scores import Scores, Vector, check_choice
 from tfprune.errors import ArgumentError, ModelError
 from tfprune.graph import ChannelGraph, ChannelGroup, Member, analyse
 from tfprune.layers.per_channel import Axis
 from tfprune.layers.updates import Gradients, MethodUpdate
-from tfprune.methods.group_sparsity import penalised_groups, require_positive
-from tfprune.methods.ranking import check_whole
-from tfprune.methods.structured import StructuredMethod
+from tfprune.methods.structured import StructuredMethod, penalised_groups
 
 Norm = Literal["l21", "l20"]
 
@@ -104,8 +103,8 @@ class SSR(StructuredMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive("penalty", self.penalty)
-        require_positive("rho", self.rho)
+        check_positive("penalty", self.penalty)
+        check_positive("rho", self.rho)
         check_choice("norm", self.norm, ("l21", "l20"))
         check_whole("every", self.every, 1)
         for pattern, weight in self.weights.items():

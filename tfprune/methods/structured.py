@@ -12,6 +12,8 @@ import numpy as np
 
 from tfprune import allocation
 from tfprune.allocation import Budget, Constraints
+from tfprune.allocation.steps import matches
+from tfprune.arguments import check_whole
 from tfprune.batches import iterate
 from tfprune.cost import CostModel
 from tfprune.criteria.scores import Scores
@@ -25,7 +27,6 @@ from tfprune.layers import Masks
 from tfprune.layers.method_model import MethodModel, require_tensorflow
 from tfprune.layers.updates import MethodUpdate
 from tfprune.methods.method import Method, MethodResult
-from tfprune.methods.ranking import check_whole
 from tfprune.protocols import fine_tune
 from tfprune.pruning import plan as plan_of
 from tfprune.surgery import apply
@@ -317,3 +318,10 @@ def difference(before: Any, after: Any, data: Any) -> float:
         float(np.max(np.abs(a - b), initial=0.0)) for a, b in zip(first, second, strict=True)
     )
     return worst / largest if largest else worst
+
+
+def penalised_groups(graph: ChannelGraph, ignore: Sequence[str]) -> list[ChannelGroup]:
+    """The groups that may lose channels and that no pattern of ``ignore`` names."""
+    return [
+        group for group in graph.prunable if not any(matches(group, pattern) for pattern in ignore)
+    ]

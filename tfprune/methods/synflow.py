@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfprune.arguments import check_whole
 from tfprune.errors import ArgumentError, ModelError
 from tfprune.graph.trace import all_layers, raw_variable
 from tfprune.layers.masks import Masks
@@ -22,7 +23,6 @@ from tfprune.methods.copies import FLOATS, altered_copy, linear_form, remade
 from tfprune.methods.method import OneShotMethod, plain_copy
 from tfprune.methods.ranking import (
     check_sparsity,
-    check_whole,
     kept_count,
     largest,
     require_no_empty,
