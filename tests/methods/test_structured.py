@@ -13,9 +13,11 @@ import tfprune
 from tests.methods.models import residual, stir, stripes
 from tfprune.cost import measure
 from tfprune.criteria.scores import Scores
+from tfprune.graph.blocks import blocks_of
+from tfprune.graph.plan import PruningPlan
 from tfprune.layers.updates import MethodUpdate
 from tfprune.methods import StructuredMethod
-from tfprune.methods.structured import difference, macs_left
+from tfprune.methods.structured import difference, macs_left, widths_left
 
 
 @dataclass(frozen=True)
@@ -104,3 +106,13 @@ def test_tensorboard_and_tables_show_the_structure(logged) -> None:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 and float(rows[1]["macs"]) <= 0.5
     assert float(rows[1]["width/last"]) == kept
+
+
+def test_widths_inside_a_block_that_goes() -> None:
+    """Its own groups are gone; the stream that it adds to stays."""
+    graph = tfprune.analyse(residual())
+    (block,) = blocks_of(graph)
+    plan = PruningPlan.of(graph, {"stem": range(5), "first": range(2)}, blocks=[block.name])
+    assert widths_left(graph, plan) == {"stem": 5, "first": 0, "last": 10}
+    whole = PruningPlan.of(graph, {"stem": range(5), "first": range(2)})
+    assert widths_left(graph, whole) == {"stem": 5, "first": 2, "last": 10}

@@ -7,7 +7,8 @@ import pytest
 
 import tfprune
 from tests import toys
-from tfprune.cost import measure
+from tfprune.cost import CostModel, measure
+from tfprune.graph.blocks import blocks_of
 from tfprune.reports import cost_table, graph_table, plan_table
 from tfprune.reports.text import (
     count,
@@ -98,6 +99,22 @@ def test_graph_table() -> None:
         assert group.prunable or str(group.reason) in line
     rows = graph_table(graph, markdown=True).split("\n\n")[1].splitlines()
     assert len(rows) == len(graph.groups) + 2 and {row.count(" | ") for row in rows} == {4}
+    *_, title, blocks = text.split("\n\n")
+    (block,) = blocks_of(graph)
+    assert title == "1 block can be removed whole:"
+    whole, left = CostModel(graph), CostModel(graph, [block.name])
+    share = 1 - left.macs(left.full_mask()) / whole.macs(whole.full_mask())
+    assert blocks.splitlines()[-1].split()[0] == block.name
+    assert blocks.splitlines()[-1].endswith(percent(share))
+
+
+def test_no_blocks_and_free_sizes() -> None:
+    assert "removed whole" not in graph_table(tfprune.analyse(toys.chain()))
+    inputs = keras.Input((None, None, 3))
+    x = keras.layers.Conv2D(4, 1, name="stem")(inputs)
+    x = keras.layers.Add(name="sum")([x, keras.layers.Conv2D(4, 1, name="inside")(x)])
+    last = graph_table(tfprune.analyse(keras.Model(inputs, x))).splitlines()[-1]
+    assert last.split() == ["sum", "inside", "–"]
 
 
 def test_inexact_groups_are_marked() -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tfprune.cost.posynomial import Posynomial
 from tfprune.errors import ModelError
 from tfprune.graph import ChannelGraph, ChannelGroup, analyse
-from tfprune.graph.blocks import calls_of, owner, removal
+from tfprune.graph.blocks import calls_of, owner, removal, weights_gone
 from tfprune.graph.context import Term
 from tfprune.graph.plan import PruningPlan
 from tfprune.graph.trace import is_model
@@ -339,14 +339,10 @@ class _Left:
 
     def __init__(self, graph: ChannelGraph, blocks: Collection[str]) -> None:
         self._gone: dict[str, list[bool]] = {}
-        stay: set[int] = set()
-        dropped: set[int] = set()
-        for path, call, gone in calls_of(graph, removal(graph, blocks)):
+        removed = removal(graph, blocks)
+        for path, _, gone in calls_of(graph, removed):
             self._gone.setdefault(path, []).append(gone)
-            if not is_model(call.op):
-                weights = {id(variable) for variable in getattr(call.op, "weights", ())}
-                (dropped if gone else stay).update(weights)
-        self._dropped = dropped - stay
+        self._dropped = weights_gone(graph, removed)
 
     def terms(self, paths: Sequence[str]) -> NDArray[np.float64]:
         """For terms of calls, from their paths in the order in which calls were labelled."""

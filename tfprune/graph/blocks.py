@@ -165,6 +165,17 @@ def calls_of(graph: ChannelGraph, removed: Removal) -> Iterator[tuple[str, Call,
         yield path, call, gone
 
 
+def weights_gone(graph: ChannelGraph, removed: Removal) -> set[int]:
+    """``id`` of the weights that only calls which are gone have used."""
+    stay: set[int] = set()
+    dropped: set[int] = set()
+    for _, call, gone in calls_of(graph, removed):
+        if not is_model(call.op):
+            weights = {id(variable) for variable in getattr(call.op, "weights", ())}
+            (dropped if gone else stay).update(weights)
+    return dropped - stay
+
+
 def owner(path: str, known: Collection[str]) -> str | None:
     """The innermost of some operations to which a path belongs: itself, or what contains it."""
     while path and path not in known:

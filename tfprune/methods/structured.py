@@ -19,6 +19,7 @@ from tfprune.cost import CostModel
 from tfprune.criteria.scores import Scores
 from tfprune.errors import ArgumentError, ModelError
 from tfprune.graph import ChannelGraph, ChannelGroup, analyse
+from tfprune.graph.blocks import removal, weights_gone
 from tfprune.graph.copying import copy_model
 from tfprune.graph.evaluate import flatten
 from tfprune.graph.masking import predict_on
@@ -283,15 +284,23 @@ class StructureLog(keras.callbacks.Callback):  # type: ignore[misc]
             self._graph = analyse(self.model)
         graph = self._graph
         plan = self._method.choice(graph)
-        widths = {
-            group.name: len(plan.kept.get(group.name, range(group.width)))
-            for group in graph.prunable
-        }
+        widths = widths_left(graph, plan)
         whole = sum(group.width for group in graph.prunable)
         logs["macs"] = macs_left(graph, plan)
         logs["channels"] = sum(widths.values()) / max(whole, 1)
         logs.update({f"width/{name}": float(width) for name, width in widths.items()})
         logs.update(self.model.update.figures())
+
+
+def widths_left(graph: ChannelGraph, plan: PruningPlan) -> dict[str, int]:
+    """Group name -> channels after a plan; 0 for a group inside a block that goes."""
+    gone = weights_gone(graph, removal(graph, plan.blocks))
+    return {
+        group.name: 0
+        if all(id(member.variable) in gone for member in group.producers)
+        else len(plan.kept.get(group.name, range(group.width)))
+        for group in graph.prunable
+    }
 
 
 def macs_left(graph: ChannelGraph, plan: PruningPlan) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tfprune.cost import Cost, CostModel
 from tfprune.graph import ChannelGraph
+from tfprune.graph.blocks import blocks_of
 from tfprune.graph.plan import PruningPlan
 from tfprune.reports.text import count, mega, percent, shortened, size, table
 
@@ -45,7 +46,36 @@ def graph_table(graph: ChannelGraph, *, markdown: bool = False, width: int | Non
         "MACs: the share that would go with all of the group's channels; a layer counts for the "
         "groups that it reads and writes."
     )
-    return f"{head}\n\n{body}\n\n{tail}"
+    parts = [head, body, tail]
+    blocks = _block_rows(graph, costs.macs(costs.full_mask()) if shares else 0)
+    if blocks:
+        many = len(blocks) > 1
+        parts.append(f"{len(blocks)} block{'s' if many else ''} can be removed whole:")
+        parts.append(
+            table(
+                ("block", "layers", "MACs"),
+                blocks,
+                right=("MACs",),
+                cut=("layers",),
+                markdown=markdown,
+                width=width,
+            )
+        )
+    return "\n\n".join(parts)
+
+
+def _block_rows(graph: ChannelGraph, macs: int) -> list[tuple[str, str, str]]:
+    """Name, layers and share of the MACs (0 if they are not known) of every residual block."""
+    weighted = {member.path for group in graph for member in group.members}
+    rows = []
+    for block in blocks_of(graph):
+        layers = [path for path in block.layers if path in weighted] or list(block.layers)
+        share = None
+        if macs:
+            left = CostModel(graph, [block.name])
+            share = 1 - left.macs(left.full_mask()) / macs
+        rows.append((block.name, shortened(layers, 2), percent(share)))
+    return rows
 
 
 def plan_table(plan: PruningPlan) -> str:
