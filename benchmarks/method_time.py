@@ -14,6 +14,7 @@ import numpy as np
 from benchmarks.common import circumstances, write
 from benchmarks.methods import SETTINGS, Stage
 from benchmarks.step_time import Contender, measure, resnet20
+from tfprune.cost import measure as cost_of
 from tfprune.methods.structured import StructureLog
 from tfprune.reports.text import table
 
@@ -35,7 +36,8 @@ def contender(name: str, batch: int, seed: int) -> tuple[Contender, float]:
     model = resnet20(keras)
     method = None
     if name != _PLAIN:
-        method = SETTINGS[name](Stage((x, y), _STEPS, 4))
+        macs = cost_of(model).macs or 1
+        method = SETTINGS[name](Stage(data=(x, y), steps=_STEPS, epochs=4, macs=macs))
         model = method.prepare(model)
     model.compile(
         keras.optimizers.SGD(0.01, momentum=0.9),

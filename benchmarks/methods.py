@@ -47,18 +47,20 @@ class Stage:
         data: training images and labels, arrays.
         steps: training steps in an epoch.
         epochs: of the training by the method.
+        macs: of the network.
     """
 
     data: Any
     steps: int
     epochs: int
+    macs: int
 
 
 SETTINGS: Mapping[str, Callable[[Stage], Any]] = {
-    "slimming": lambda s: methods.NetworkSlimming(2e-3, macs=MACS),
-    "SSS": lambda s: methods.SparseStructureSelection(0.05, macs=MACS, weight_decay=5e-4),
+    "slimming": lambda s: methods.NetworkSlimming(4e-3, macs=MACS),
+    "SSS": lambda s: methods.SparseStructureSelection(0.01, macs=MACS, weight_decay=5e-4),
     "SFP": lambda s: methods.SoftFilterPruning(macs=MACS),
-    "ISTA": lambda s: methods.ISTA(5e-3, macs=MACS),
+    "ISTA": lambda s: methods.ISTA(5e-3, alpha=0.1, macs=MACS),
     "AutoPruner": lambda s: methods.AutoPruner(
         s.steps * s.epochs, macs=MACS, alpha=(0.1, 20.0), penalty=10.0
     ),
@@ -69,18 +71,28 @@ SETTINGS: Mapping[str, Callable[[Stage], Any]] = {
     "CFP": lambda s: methods.FilterCorrelation(
         macs=MACS, episodes=s.epochs // 2, episode_epochs=1, absorb=True
     ),
-    "SSR": lambda s: methods.SSR(0.02, every=s.steps // 4, macs=MACS, normalise=True),
-    "MorphNet": lambda s: methods.MorphNet(macs=MACS),
+    "SSR": lambda s: methods.SSR(3e-3, every=s.steps // 4, macs=MACS, normalise=True),
+    "MorphNet": lambda s: methods.MorphNet(strength=3 / s.macs, macs=MACS),
     "growing regularisation": lambda s: methods.GrowingRegularisation(
         2.0 / s.steps, every=1, ceiling=4.0, penalised="group", macs=MACS
     ),
-    "group norm (DepGraph)": lambda s: methods.GroupNormSparsity(5e-3, macs=MACS),
+    "group norm (DepGraph)": lambda s: methods.GroupNormSparsity(0.01, macs=MACS),
     "GDP": lambda s: methods.GlobalDynamicPruning(
         s.data, macs=MACS, every=s.steps // 2, batches=20, batch_size=64,
         frozen_after=s.epochs // 2,
     ),
 }  # fmt: skip
 """Name -> the method as it is run here. Strengths are for trainings of some hundred steps."""
+
+
+OWN_RULES = (
+    methods.NetworkSlimming,
+    methods.SparseStructureSelection,
+    methods.ISTA,
+    methods.SSR,
+    methods.MorphNet,
+)
+"""What decides by a threshold where nothing is asked for."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +104,9 @@ class Row:
         trained, cut, recalibrated, tuned: accuracy after the method's training, straight after the
             cut, with the statistics of batch normalisation estimated anew, and fine-tuned.
         difference: the largest between the outputs of the trained and the cut network.
-        seconds: of the method's training; ``base`` has those of the plain one.
+        own: what the method takes by its own rule, without the budget: MACs that are left, as a
+            fraction, and the difference; empty where it has no rule of its own.
+        seconds: of the method's training.
         widths: group -> width at the end of each epoch.
     """
 
@@ -102,6 +116,7 @@ class Row:
     recalibrated: float
     tuned: float
     difference: float
+    own: tuple[float, float] | tuple[()]
     seconds: float
     widths: Mapping[str, tuple[float, ...]]
 
@@ -186,7 +201,10 @@ class Bench:
     def by_method(self, name: str) -> dict[str, Any]:
         """A row."""
         stage = Stage(
-            arrays(self.splits.train_epoch(0)), self.splits.info.steps["train"], self.options.train
+            data=arrays(self.splits.train_epoch(0)),
+            steps=self.splits.info.steps["train"],
+            epochs=self.options.train,
+            macs=measure(self.dense).macs or 1,
         )
         method = SETTINGS[name](stage)
         prepared = method.prepare(self.dense)
@@ -194,7 +212,17 @@ class Bench:
         own = {"weight_decay": 0.0} if name in ("C-SGD", "SSS") else {}
         record = self.train(prepared, self.options.train, 0.02, method.callbacks(), **own)
         small = method.finish(prepared, stage.data)
-        return self._row(prepared, small, record, name)
+        return self._row(prepared, small, record, name, self._by_own_rule(method, prepared))
+
+    def _by_own_rule(self, method: Any, prepared: Any) -> Any:
+        if type(method) not in OWN_RULES:
+            return ()
+        free = dataclasses.replace(method, macs=None)
+        small = free.finish(prepared)
+        return self._share(small), difference(prepared, small, self.splits.train_epoch(0))
+
+    def _share(self, small: Any) -> float:
+        return (measure(small).macs or 0) / (measure(self.dense).macs or 1)
 
     def one_shot(self) -> dict[str, Any]:
         """The baseline that trains on, is cut by L1 norms and fine-tuned."""
@@ -203,7 +231,9 @@ class Bench:
         small = tfprune.prune(model, macs=MACS, criterion="l1", round_to=1)
         return self._row(model, small, record, "L1")
 
-    def _row(self, trained: Any, small: Any, record: Any, name: str) -> dict[str, Any]:
+    def _row(
+        self, trained: Any, small: Any, record: Any, name: str, own: Any = ()
+    ) -> dict[str, Any]:
         test = self.test
         cut = accuracy(small, test)
         changed = difference(trained, small, self.splits.train_epoch(0))
@@ -213,11 +243,10 @@ class Bench:
         again = accuracy(recalibrated, test)
         self.train(small, self.options.tune, 0.02, schedule="cosine")
         small.save(self.options.work / f"{name}.keras")
-        share = (measure(small).macs or 0) / (measure(self.dense).macs or 1)
         return dataclasses.asdict(
             Row(
-                share, accuracy(trained, test), cut, again, accuracy(small, test), changed,
-                record.seconds, widths_of(record.history),
+                self._share(small), accuracy(trained, test), cut, again, accuracy(small, test),
+                changed, own, record.seconds, widths_of(record.history),
             )
         )  # fmt: skip
 
@@ -239,14 +268,15 @@ def report(
     options, info = bench.options, bench.splits.info
     plain = rows["L1, one shot"]["seconds"]
     head = (
-        "method", "MACs", "trained", "cut", "recal.", "tuned", "Scratch-B", "difference", "time",
+        "method", "MACs", "trained", "cut", "recal.", "tuned", "Scratch-B", "difference",
+        "own rule", "time",
     )  # fmt: skip
     cells = [
         (
             name, percent(r["macs"]), *(percent(r[k]) for k in ("trained", "cut")),
             percent(r["recalibrated"]), percent(r["tuned"]),
             percent(scratch[name]) if name in scratch else "",
-            f"{r['difference']:.1e}", f"{r['seconds'] / plain:.2f}",
+            f"{r['difference']:.1e}", own_rule(r["own"]), f"{r['seconds'] / plain:.2f}",
         )
         for name, r in rows.items()
     ]  # fmt: skip
@@ -265,6 +295,8 @@ def report(
             "same structure from random weights, for as much computation as the dense network's "
             f"{options.dense + options.train + options.tune} epochs. **difference**: the largest "
             "between outputs of the trained and the cut network, over the largest output. "
+            "**own rule**: MACs and difference by the threshold that the method has where no "
+            "budget is given. "
             "**time**: the method's training over the plain one of L1, one shot.",
             table(head, cells, right=head[1:], markdown=True),
             circumstances("benchmarks.methods", [
@@ -274,6 +306,11 @@ def report(
             ]),
         ]
     )  # fmt: skip
+
+
+def own_rule(found: Any) -> str:
+    """A cell: MACs and difference."""
+    return f"{percent(found[0])}: {found[1]:.1e}" if found else ""
 
 
 def main() -> None:
