@@ -68,7 +68,7 @@ def test_both_budgets_bind():
     assert MACS @ found == pytest.approx(budgets[1], rel=1e-9)
 
 
-@settings(max_examples=40, deadline=None)  # SLSQP takes as long as it takes
+@settings(max_examples=15, deadline=None)  # SLSQP takes as long as it takes
 @given(
     layers=st.integers(2, 7),
     seed=st.integers(0, 10**6),

@@ -20,7 +20,7 @@ from tfprune.testing.strategies import draw_model
 PROFILE = settings(
     deadline=None,
     derandomize=True,
-    max_examples=25,
+    max_examples=15,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 

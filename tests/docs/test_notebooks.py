@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,13 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 SMALL = {
     "01_quickstart": {"EPOCHS": 1, "FINE_TUNE_EPOCHS": 1, "SUBSET": 150},
     "02_sparsity": {"EPOCHS": 1, "PRUNE_EPOCHS": 2, "SPARSITIES": (0.8,), "SUBSET": 400},
+    "03_training": {
+        "EPOCHS": 1,
+        "METHOD_EPOCHS": 2,
+        "FINE_TUNE_EPOCHS": 1,
+        "SUBSET": 300,
+        "SCRATCH": ("slimming",),
+    },
 }
 
 
@@ -113,3 +121,21 @@ def test_sparsity(tmp_path) -> None:
     sizes = {path.name: path.stat().st_size for path in (tmp_path / "sparsity").iterdir()}
     assert set(sizes) == {"0%.tflite", "80%.tflite", "80%_sparse.tflite"}
     assert sizes["80%_sparse.tflite"] < 0.6 * sizes["80%.tflite"]
+
+
+@pytest.mark.slow
+def test_training(tmp_path) -> None:
+    notebook = _run("03_training", tmp_path)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    text = _printed(code)
+    assert "channel groups can be pruned" in text and "can be removed whole" in text
+    assert text.count("fine-tuned") == 4 and text.count("from scratch") == 1
+    assert [_images(cell) for cell in code if "structure_figure(" in cell.source] == [1]
+    share = re.search(r"slimming +(\d+)% of the MACs", text)
+    assert share and 40 <= int(share[1]) <= 50
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "training").iterdir()}
+    assert set(sizes) == {
+        "dense.tflite", "slimming.tflite", "SSS.tflite", "soft_filter_pruning.tflite",
+        "growing_regularisation.tflite", "L1.tflite",
+    }  # fmt: skip
+    assert max(sizes, key=sizes.get) == "dense.tflite"

@@ -13,7 +13,7 @@ from tfprune.testing.strategies import draw_model
 PROFILE = settings(
     deadline=None,
     derandomize=True,
-    max_examples=24,
+    max_examples=20,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
@@ -37,6 +38,16 @@ def trained(method, epochs=2, model=None, **options):
     return model
 
 
+@functools.cache
+def plainly_trained(name):
+    """A method, its source, and the model after training without anything special."""
+    method, source = METHODS[name](), stir(residual())
+    before = snapshot(source)
+    whole = trained(method, model=method.prepare(source))
+    assert same(before, source)
+    return method, source, whole
+
+
 def test_every_method_is_here() -> None:
     classes = {type(make()) for make in METHODS.values()}
     shared = tfprune.methods.StructuredMethod
@@ -47,16 +58,12 @@ def test_every_method_is_here() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_half_way_through_a_file(name, tmp_path) -> None:
     """Saved with its optimizer and loaded, a model goes on as if nothing had been."""
-    method = METHODS[name]()
-    source = stir(residual())
-    before = snapshot(source)
-    whole = trained(method, model=method.prepare(source))
-    assert same(before, source)
-    half = trained(method, epochs=1)
+    method, source, whole = plainly_trained(name)
+    half = trained(METHODS[name](), epochs=1)
     half.save(tmp_path / "half.keras")
     loaded = keras.models.load_model(tmp_path / "half.keras")
     assert isinstance(loaded, MethodModel)
-    trained(method, model=loaded)
+    trained(METHODS[name](), model=loaded)
     for a, b in zip(whole.variables, loaded.variables, strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=a.path)
     # and what is left meets the request
@@ -68,8 +75,8 @@ def test_half_way_through_a_file(name, tmp_path) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_compiled_by_xla(name) -> None:
-    method = METHODS[name]()
-    plain, compiled = trained(method), trained(method, jit_compile=True)
+    _, _, plain = plainly_trained(name)
+    compiled = trained(METHODS[name](), jit_compile=True)
     for a, b in zip(plain.trainable_variables, compiled.trainable_variables, strict=True):
         # float32 in another order, over 8 steps of a network with batch normalisation
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=2e-3, err_msg=a.path)

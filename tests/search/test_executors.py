@@ -38,12 +38,11 @@ def _dask():
         yield client.get_executor()
 
 
-PLACES = {"threads": lambda: ThreadPoolExecutor(2), "processes": _processes, "dask": _dask}
+PLACES = {"threads": lambda: ThreadPoolExecutor(2), "processes": _processes}
 
 
 @pytest.fixture(
-    scope="module",
-    params=["threads", *(pytest.param(p, marks=pytest.mark.slow) for p in ("processes", "dask"))],
+    scope="module", params=["threads", pytest.param("processes", marks=pytest.mark.slow)]
 )
 def executor(request):
     with PLACES[request.param]() as made:
@@ -150,3 +149,12 @@ def test_what_cannot_travel(executor):
         analyse(model, executor=executor)
     with pytest.raises(ArgumentError, match="cannot be pickled"):
         analyse(metric=Metric(lambda y, p: 0.0, True), executor=executor)
+
+
+@pytest.mark.slow
+def test_on_a_dask_cluster(tmp_path):
+    """What travels there is what travels to a process; so not all of the above again."""
+    with _dask() as made:
+        test_sensitivity(made, tmp_path)
+        test_eagle_eye(made)
+        test_a_failure_there(made)
