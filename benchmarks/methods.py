@@ -330,6 +330,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for what is finished")
     parser.add_argument("--output", type=Path, help="Markdown file to write")
     parser.add_argument("--figures", type=Path, help="folder for figures of the structures")
+    parser.add_argument("--plots", nargs="*", default=["slimming"], help="rows to draw there")
     options = parser.parse_args()
     bench = Bench(options)
     results = bench.results
@@ -345,12 +346,12 @@ def main() -> None:
         if name in rows
     }
     if options.figures:
-        for name, row in rows.items():
-            if row["widths"]:
-                figures.save(
-                    figures.structure_figure(row["widths"]),
-                    options.figures / f"methods-{name.lower()}.png",
-                )
+        full = {group.name: group.width for group in tfprune.analyse(bench.dense)}
+        for name in options.plots:
+            figures.save(
+                figures.structure_figure(rows[name]["widths"], full),
+                options.figures / f"methods-{name.lower()}.png",
+            )
     write(report(bench, rows, scratch, dense), options.output)
 
 

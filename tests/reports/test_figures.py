@@ -102,3 +102,16 @@ def test_pyplot_is_left_alone(tmp_path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "True False\n", done.stderr
+
+
+def test_structure() -> None:
+    """A row for every group; epoch 0 is the network as it was."""
+    widths = {"a": (6.0, 4.0, 2.0), "b": (5.0, 5.0, 0.0)}
+    figure = figures.structure_figure(widths, {"a": 8, "b": 5, "other": 3})
+    (image,) = figure.axes[0].images
+    assert image.get_array().tolist() == [[1, 6 / 8, 4 / 8, 2 / 8], [1, 1, 1, 0]]
+    assert image.get_extent()[:2] == [-0.5, 3.5]
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["a  2/8", "b  0/5"]
+    (image,) = figures.structure_figure(widths).axes[0].images
+    assert image.get_array().tolist() == [[1, 4 / 6, 2 / 6], [1, 1, 0]]
+    assert image.get_extent()[:2] == [0.5, 3.5]

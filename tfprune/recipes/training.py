@@ -14,6 +14,7 @@ import numpy as np
 
 from tfprune.cost import measure
 from tfprune.errors import ArgumentError
+from tfprune.graph import analyse
 from tfprune.loading import load_model
 from tfprune.methods.structured import StructuredMethod, difference
 from tfprune.protocols import fine_tune
@@ -154,7 +155,8 @@ def train(
         output=str(folder),
     )
     if report.widths:
-        figures.save(figures.structure_figure(report.widths), folder / "structure.png")
+        full = {group.name: group.width for group in analyse(prepared)}
+        figures.save(figures.structure_figure(report.widths, full), folder / "structure.png")
     with replacing(folder.resolve() / "report.json") as temporary:
         temporary.write_text(json.dumps(report.as_dict(), indent=2), encoding="utf-8")
     return report

@@ -87,31 +87,47 @@ def training_figure(histories: Mapping[str, Sequence[float]], label: str = "accu
     return figure
 
 
-def structure_figure(widths: Mapping[str, Sequence[float]]) -> Any:
+def structure_figure(
+    widths: Mapping[str, Sequence[float]], full: Mapping[str, float] | None = None
+) -> Any:
     """How the structure emerged: the fraction of every group that is left, over the epochs.
 
     Args:
         widths: group name -> its width at the end of every epoch; all of the same length.
+        full: group name -> its width before the training, shown as epoch 0; others are not looked
+            at. ``None``: fractions are of the largest width that came up.
 
     Returns:
         A ``matplotlib.figure.Figure``: a row for every group, dark where much is left.
     """
     names = list(widths)
+    if full is not None:
+        widths = {name: (full[name], *series) for name, series in widths.items()}
     widest = [max(series) or 1.0 for series in widths.values()]
     values = [
-        [value / full for value in series]
-        for series, full in zip(widths.values(), widest, strict=True)
+        [value / most for value in series]
+        for series, most in zip(widths.values(), widest, strict=True)
     ]
+    first = 1 if full is None else 0
+    last = first + max(map(len, widths.values())) - 1
     figure = _figure(6.0, max(2.0, 0.2 * len(names) + 1.2))
     axes = figure.add_subplot(1, 1, 1)
-    image = axes.imshow(values, aspect="auto", cmap="cividis_r", vmin=0, vmax=1)
+    image = axes.imshow(
+        values,
+        aspect="auto",
+        cmap="cividis_r",
+        vmin=0,
+        vmax=1,
+        extent=(first - 0.5, last + 0.5, len(names) - 0.5, -0.5),
+    )
     labels = [
-        f"{name}  {series[-1]:.0f}/{full:.0f}"
-        for (name, series), full in zip(widths.items(), widest, strict=True)
+        f"{name}  {series[-1]:.0f}/{most:.0f}"
+        for (name, series), most in zip(widths.items(), widest, strict=True)
     ]
     axes.set_yticks(range(len(names)), labels, fontsize=7)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("epoch")
-    figure.colorbar(image, label="of its largest width")
+    figure.colorbar(image, label="of its largest width" if full is None else "of its width")
     figure.tight_layout()
     return figure
 
