@@ -24,7 +24,8 @@ All costs of the project are sums of terms :math:`C \prod_a A_a` over axes
 
 which is the formula above for two axes, and takes concatenation, slices and flattening as they
 are. F with everything alive is the cost that :func:`tfprune.cost.measure` gives. MACs are half of
-the FLOPs that the authors count, and with ``strength=None`` (1 / initial cost) it makes no difference.
+the FLOPs that the authors count, and with ``strength=None`` (1 / initial cost) it makes no
+difference.
 
 Channels without scales behind them have the group lasso's
 :math:`r_j = (1 - q) \lVert w_j \rVert_2 / \sqrt{n} + q \lVert w_j \rVert_1 / n` over the n entries
