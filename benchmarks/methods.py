@@ -76,7 +76,7 @@ SETTINGS: Mapping[str, Callable[[Stage], Any]] = {
     "growing regularisation": lambda s: methods.GrowingRegularisation(
         2.0 / s.steps, every=1, ceiling=4.0, penalised="group", macs=MACS
     ),
-    "group norm (DepGraph)": lambda s: methods.GroupNormSparsity(0.01, macs=MACS),
+    "group norm (DepGraph)": lambda s: methods.GroupNormSparsity(3e-3, macs=MACS),
     "GDP": lambda s: methods.GlobalDynamicPruning(
         s.data, macs=MACS, every=s.steps // 2, batches=20, batch_size=64,
         frozen_after=s.epochs // 2,
