@@ -58,7 +58,7 @@ class Stage:
 
 SETTINGS: Mapping[str, Callable[[Stage], Any]] = {
     "slimming": lambda s: methods.NetworkSlimming(4e-3, macs=MACS),
-    "SSS": lambda s: methods.SparseStructureSelection(5e-3, macs=MACS, weight_decay=5e-4),
+    "SSS": lambda s: methods.SparseStructureSelection(0.01, macs=MACS, weight_decay=5e-4),
     "SFP": lambda s: methods.SoftFilterPruning(macs=MACS),
     "ISTA": lambda s: methods.ISTA(5e-3, alpha=0.1, macs=MACS),
     "AutoPruner": lambda s: methods.AutoPruner(
@@ -71,12 +71,12 @@ SETTINGS: Mapping[str, Callable[[Stage], Any]] = {
     "CFP": lambda s: methods.FilterCorrelation(
         macs=MACS, episodes=s.epochs // 2, episode_epochs=1, absorb=True
     ),
-    "SSR": lambda s: methods.SSR(7e-4, every=s.steps // 4, macs=MACS, normalise=True),
+    "SSR": lambda s: methods.SSR(3e-3, every=s.steps // 4, macs=MACS, normalise=True),
     "MorphNet": lambda s: methods.MorphNet(strength=3 / s.macs, macs=MACS),
     "growing regularisation": lambda s: methods.GrowingRegularisation(
         2.0 / s.steps, every=1, ceiling=4.0, penalised="group", macs=MACS
     ),
-    "group norm (DepGraph)": lambda s: methods.GroupNormSparsity(3e-3, macs=MACS),
+    "group norm (DepGraph)": lambda s: methods.GroupNormSparsity(0.01, macs=MACS),
     "GDP": lambda s: methods.GlobalDynamicPruning(
         s.data, macs=MACS, every=s.steps // 2, batches=20, batch_size=64,
         frozen_after=s.epochs // 2,
