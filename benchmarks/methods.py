@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -300,9 +301,9 @@ def report(
             "**time**: the method's training over the plain one of L1, one shot.",
             table(head, cells, right=head[1:], markdown=True),
             circumstances("benchmarks.methods", [
-                f"--network {options.network} --dataset {options.dataset}",
+                f"--work DIR --network {options.network} --dataset {options.dataset}",
                 f"--dense {options.dense} --train {options.train} --tune {options.tune}",
-                f"--scratch {' '.join(options.scratch)}",
+                f"--scratch {shlex.join(options.scratch)}",
             ]),
         ]
     )  # fmt: skip

@@ -13,7 +13,8 @@ from tfprune.cost import measure
 from tfprune.errors import ArgumentError, BudgetError
 from tfprune.graph.blocks import blocks_of
 from tfprune.graph.masking import predict_on
-from tfprune.methods.sss import SparseStructureSelection, apg_step, end_of
+from tfprune.methods.branch_ends import end_of
+from tfprune.methods.sss import SparseStructureSelection, apg_step
 from tfprune.testing import randomize
 
 layers = keras.layers
