@@ -154,6 +154,27 @@ def test_interrupted_in_training(tmp_path) -> None:
     assert not folder.exists() or list(folder.iterdir()) == []
 
 
+def test_an_interrupt_that_a_library_turns_into_an_error(files) -> None:
+    """As TensorFlow's scopes do in the middle of a trace; and they complain when collected."""
+    program = (
+        "import contextlib, os, signal, sys\n"
+        "from tfprune.cli import commands, main\n"
+        "def scope():\n"
+        "    try: yield\n"
+        "    finally: raise RuntimeError('left without proper nesting')\n"
+        "def inspect(options):\n"
+        "    left = scope()\n"
+        "    next(left)\n"
+        "    with contextlib.contextmanager(scope)():\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "commands.inspect = inspect\n"
+        f"sys.exit(main.main(['inspect', {str(files / 'net.keras')!r}]))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 130 and run.stdout == ""
+    assert run.stderr == "tfprune inspect: interrupted; nothing half-written is left.\n"
+
+
 @pytest.mark.slow
 def test_interrupted_in_tuning(tmp_path) -> None:
     """Training is over: what is written by now is whole, and nothing else is there."""

@@ -12,7 +12,9 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import nullcontext
+from threading import Event
 
+from tfprune.cli.interrupts import leaving_at_once, noted_interrupts
 from tfprune.cli.parser import build_parser, parse
 from tfprune.errors import TfpruneError
 
@@ -31,25 +33,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command is None:
         build_parser().print_help()
         return USAGE
+    with noted_interrupts() as interrupted:
+        return _code(options, interrupted)
+
+
+def _code(options: Namespace, interrupted: Event) -> int:
     try:
         return _run(options)
-    except TfpruneError as error:
-        return _say(options, str(error), REFUSED)
-    except KeyboardInterrupt:
-        return _say(options, _INTERRUPTED, INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output has left, as `head` does: nobody to tell, nothing to flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return OK
+    except KeyboardInterrupt:
+        text, code = _INTERRUPTED, INTERRUPTED
+    except TfpruneError as error:
+        text, code = str(error), REFUSED
     # The last line of defence: whoever types a command is not to be shown a stack of frames.
     except Exception as error:
         if options.debug:
             raise
-        return _say(options, _unexpected(error), REFUSED)
+        text, code = _unexpected(error), REFUSED
+    if interrupted.is_set():
+        text, code = _INTERRUPTED, INTERRUPTED
+    print(_text(options, text), file=sys.stderr)
+    return code
 
 
 def _run(options: Namespace) -> int:
-    from tfprune.cli.interrupts import leaving_at_once
     from tfprune.cli.quiet import quiet_process
 
     with nullcontext() if options.debug else quiet_process():
@@ -61,11 +71,6 @@ def _run(options: Namespace) -> int:
         code = int(getattr(commands, options.command)(options))
         sys.stdout.flush()
         return code
-
-
-def _say(options: Namespace, text: str, code: int) -> int:
-    print(_text(options, text), file=sys.stderr)
-    return code
 
 
 def _text(options: Namespace, text: str) -> str:
