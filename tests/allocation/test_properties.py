@@ -1,6 +1,5 @@
 """What every plan respects, on functional models that hypothesis makes up."""
 
-import gc
 import math
 from collections import Counter
 
@@ -86,8 +85,7 @@ def test_plans(data):
     with pytest.raises(tfprune.TfpruneError, match=f"{least:,}"):
         tfprune.plan(graph, criterion=criterion, order=name, **options, **{kind: least - 1})
 
-    keras.backend.clear_session()
-    gc.collect()
+    keras.backend.clear_session(free_memory=False)
 
 
 @pytest.mark.slow
@@ -115,5 +113,4 @@ def test_ratios_and_files(data, ratio, tmp_path_factory):
     plan.save(path)
     assert PruningPlan.load(path) == plan
 
-    keras.backend.clear_session()
-    gc.collect()
+    keras.backend.clear_session(free_memory=False)

@@ -25,4 +25,4 @@ def test_masked_equals_pruned(data, ratio, seed):
     model = draw_model(data.draw)
     # A handful of float32 layers: 1e-5 of the largest output is some hundred roundings.
     check_surgery(model, ratio=ratio, seed=seed, tolerance=1e-5)
-    keras.backend.clear_session()
+    keras.backend.clear_session(free_memory=False)

@@ -3,8 +3,6 @@
 Networks have random weights and the statistics of random images; see networks.py.
 """
 
-import gc
-
 import keras
 import numpy as np
 import pytest
@@ -42,7 +40,6 @@ SLOW = {"MobileNetV2", "MobileNetV3Small", "vgg_cifar"}
 def free_memory():
     yield
     keras.backend.clear_session()
-    gc.collect()
 
 
 @pytest.mark.parametrize(

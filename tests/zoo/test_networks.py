@@ -20,7 +20,9 @@ SMALL = [
     pytest.param(lambda **k: zoo.preresnet_cifar(11, **k), (32, 32, 3), id="preresnet"),
     pytest.param(lambda **k: zoo.digits_resnet(**k), (8, 8, 1), id="digits"),
     pytest.param(
-        lambda **k: zoo.resnet50(input_shape=(32, 32, 3), **k), (32, 32, 3), id="resnet50"
+        lambda **k: zoo.resnet50(input_shape=(32, 32, 3), inner_widths=[(8, 8)] * 4, **k),
+        (32, 32, 3),
+        id="resnet50",
     ),
     pytest.param(
         lambda **k: zoo.vgg_imagenet(11, head="average", input_shape=(32, 32, 3), **k),

@@ -76,12 +76,13 @@ class MethodModel(keras.Model):  # type: ignore[misc]
             else:
                 optimizer = around
         super().compile(optimizer, *args, **kwargs)
+        if self.optimizer is not None:
+            # Variables made within the first step would have TensorFlow trace it twice.
+            self.optimizer.build(self.trainable_variables)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles as it was compiled when it was saved."""
         self.compile(**keras.saving.deserialize_keras_object(config))
-        if self.optimizer is not None:
-            self.optimizer.build(self.trainable_variables)
 
     def get_config(self) -> dict[str, Any]:
         """The functional model's configuration, and the update's."""

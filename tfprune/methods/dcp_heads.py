@@ -291,9 +291,6 @@ class StagedModel(MethodModel):
         import tensorflow as tf
 
         weights = self.trainable_weights
-        if not self.optimizer.built:
-            # Of all weights, as the first step has not got all.
-            self.optimizer.build(weights)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         with self._with_heads(), tf.GradientTape() as tape:
             self(x, training=True)
