@@ -17,6 +17,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 def pytest_collection_finish() -> None:
-    """Spares the collector what has been imported by now: it lives to the end."""
+    """Spares the collector what has been imported by now, and lets it look less often.
+
+    It took a twelfth of the time of some folders, nearly all of it for objects that live on.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(5000, 10, 10)

@@ -20,16 +20,11 @@ from tfprune.untrusted import (
 SUFFIXES = (".keras", ".h5", ".hdf5")
 
 
-def load_model(path: str | os.PathLike[str]) -> Any:
-    """A model from a ``.keras`` or ``.h5`` file, uncompiled, in Keras's safe mode.
-
-    Files that Keras 3 cannot read are opened with tf_keras (Keras 2) if that is installed, and
-    then give a tf_keras model.
+def model_file(path: str | os.PathLike[str]) -> Path:
+    """A path that may hold a model; nothing is opened, and nothing heavy imported.
 
     Raises:
         ArgumentError: no such file, or a file of another kind.
-        ModelError: the file holds Python code (a Lambda), a class that is not known, weights
-            only, or is damaged.
     """
     file = Path(path)
     if not file.exists():
@@ -41,6 +36,21 @@ def load_model(path: str | os.PathLike[str]) -> Any:
             f"Expected a .keras or .h5 file. Received: {str(file)!r}. Save the model with "
             "model.save('model.keras')."
         )
+    return file
+
+
+def load_model(path: str | os.PathLike[str]) -> Any:
+    """A model from a ``.keras`` or ``.h5`` file, uncompiled, in Keras's safe mode.
+
+    Files that Keras 3 cannot read are opened with tf_keras (Keras 2) if that is installed, and
+    then give a tf_keras model.
+
+    Raises:
+        ArgumentError: no such file, or a file of another kind.
+        ModelError: the file holds Python code (a Lambda), a class that is not known, weights
+            only, or is damaged.
+    """
+    file = model_file(path)
     config = read_config(file)
     if holds_lambda(config):
         raise ModelError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -62,26 +63,49 @@ def test_help_is_readable_and_imports_nothing_heavy() -> None:
     assert words >= set(criteria.names())
 
 
+def test_a_mistyped_name_is_known_before_anything_heavy_is_loaded(tmp_path) -> None:
+    program = (
+        "import sys\n"
+        "from tfprune.cli.main import main\n"
+        "code = main(['prune', 'nets.keras', 'small.keras', '--ratio', '0.5'])\n"
+        f"print(code, [name for name in {HEAVY!r} if name in sys.modules])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert done.stdout == "1 []\n"
+    assert "Received: 'nets.keras', which does not exist." in done.stderr
+
+
 def test_every_command_is_quiet(files, tmp_path) -> None:
-    """Standard error is for errors: TensorFlow, Keras and LiteRT stay silent where all is well."""
+    """Standard error is for errors: TensorFlow, Keras and LiteRT stay silent where all is well.
+
+    One process for all, as every start of TensorFlow takes seconds. An error is one line.
+    """
     net, small, lite = files / "net.keras", tmp_path / "small.h5", tmp_path / "small.tflite"
-    for arguments in (
+    commands = (
         ("inspect", net),
         ("prune", net, small, "--ratio", 0.5),
         ("export", small, lite, "--quantize", "int8", "--calibration", "digits"),
         ("compare", net, lite, "--runs", 2, "--data", "digits"),
-    ):
-        outcome = command(*arguments, cwd=tmp_path)
-        assert (outcome.code, outcome.err) == (0, ""), arguments
-        assert outcome.out
+        ("inspect", "missing.keras"),
+    )
+    program = (
+        "from tfprune.cli.main import main\n"
+        f"for arguments in {[[str(word) for word in words] for words in commands]!r}:\n"
+        "    print('CODE', main(arguments))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    ends = re.compile(r"^CODE (\d)\n", re.MULTILINE)
+    assert ends.findall(run.stdout) == ["0", "0", "0", "0", "1"]
+    reports = ends.sub("CODE\n", run.stdout).split("CODE\n")
+    assert [bool(report) for report in reports] == [True, True, True, True, False, False]
+    assert run.stderr == (
+        "tfprune inspect: Expected a model file. Received: 'missing.keras', which does not exist.\n"
+    )
     assert {path.name for path in tmp_path.iterdir()} == {"small.h5", "small.tflite"}
-
-
-def test_an_error_is_one_line(tmp_path) -> None:
-    outcome = command("inspect", tmp_path / "missing.keras")
-    assert outcome.code == 1 and outcome.out == ""
-    assert outcome.err.startswith("tfprune inspect: Expected a model file.")
-    assert outcome.err.count("\n") == 1
 
 
 def test_a_reader_that_leaves(files) -> None:

@@ -92,13 +92,13 @@ def test_wrong_usage(refused, arguments, text) -> None:
     assert text in message and message.startswith("usage: tfprune")
 
 
-def test_outputs_are_checked_before_anything_is_loaded(refused, files, tmp_path) -> None:
-    source = files / "net.keras"
+def test_outputs_are_checked_before_anything_is_loaded(refused, files, bad, tmp_path) -> None:
+    source, damaged = files / "net.keras", bad / "truncated.keras"
     request = ("--ratio", 0.5)
     missing = tmp_path / "nowhere" / "small.keras"
-    assert "not a directory" in refused("prune", "missing.keras", missing, *request)
-    assert "ending in .keras" in refused("prune", "missing.keras", tmp_path / "x.txt", *request)
-    assert "ending in .tflite" in refused("export", "missing.keras", tmp_path / "x.keras")
+    assert "not a directory" in refused("prune", damaged, missing, *request)
+    assert "ending in .keras" in refused("prune", damaged, tmp_path / "x.txt", *request)
+    assert "ending in .tflite" in refused("export", damaged, tmp_path / "x.keras")
     assert "the whole model would be lost" in refused("prune", source, source, *request)
     target = tmp_path / "small.keras"
     message = refused("prune", source, target, *request, "--save-plan", tmp_path)

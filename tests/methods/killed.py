@@ -28,15 +28,20 @@ class Tell(keras.callbacks.Callback):
         print(f"{self._name} {int(np.asarray(self.model.optimizer.iterations))}", flush=True)
 
 
-folder = Path(sys.argv[1])
-for name in sys.argv[2:]:
-    method = METHODS[name]()
-    model = method.prepare(stir(residual()))
-    tfprune.fine_tune(
-        model, stripes(64), epochs=4, batch_size=16, learning_rate=0.05, weight_decay=1e-3,
-        seed=1, verbose=0, checkpoint=folder / f"{name}.npz",
-        callbacks=[*method.callbacks(), Tell(name)],
-    )  # fmt: skip
-    optimizer = [np.asarray(v) for v in model.optimizer.variables]
-    weights = [np.asarray(v) for v in model.variables]
-    np.savez(folder / f"{name}-weights.npz", *weights, *optimizer)
+def train(folder, names):
+    """Goes on where the checkpoints in the folder end."""
+    for name in names:
+        method = METHODS[name]()
+        model = method.prepare(stir(residual()))
+        tfprune.fine_tune(
+            model, stripes(64), epochs=4, batch_size=16, learning_rate=0.05, weight_decay=1e-3,
+            seed=1, verbose=0, checkpoint=folder / f"{name}.npz",
+            callbacks=[*method.callbacks(), Tell(name)],
+        )  # fmt: skip
+        optimizer = [np.asarray(v) for v in model.optimizer.variables]
+        weights = [np.asarray(v) for v in model.variables]
+        np.savez(folder / f"{name}-weights.npz", *weights, *optimizer)
+
+
+if __name__ == "__main__":
+    train(Path(sys.argv[1]), sys.argv[2:])

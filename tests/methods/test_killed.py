@@ -10,16 +10,18 @@ import sys
 import numpy as np
 import pytest
 
+from tests.methods.killed import train
+
 KILLED = ("sfp", "ista", "gdp")
 STEPS = 16  # 4 epochs of 4
 
 
-def _start(folder):
+def _start(folder, name):
     program = pathlib.Path(__file__).with_name("killed.py")
     root = str(pathlib.Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
-        [sys.executable, str(program), str(folder), *KILLED],
+        [sys.executable, str(program), str(folder), name],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": path},
@@ -31,19 +33,17 @@ def test_killed_and_started_again(tmp_path) -> None:
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     whole.mkdir()
     torn.mkdir()
-    first = _start(whole)
-    assert first.communicate(timeout=600)[0] and first.returncode == 0
+    train(whole, KILLED)
     random = np.random.default_rng(20)
     for name in KILLED:
         moment = f"{name} {random.integers(1, STEPS)}\n"
-        process = _start(torn)
+        process = _start(torn, name)
         assert process.stdout is not None
         assert moment in process.stdout  # reads up to that line
         process.kill()
         process.communicate()
         assert not (torn / f"{name}-weights.npz").exists()
-    last = _start(torn)
-    assert last.communicate(timeout=600)[0] and last.returncode == 0
+    train(torn, KILLED)
     for name in KILLED:
         with (
             np.load(whole / f"{name}-weights.npz") as a,

@@ -29,7 +29,7 @@ from tfprune.writing import writable_target
 
 def inspect(options: Namespace) -> int:
     """Prints the channel groups of a model."""
-    graph = tfprune.analyse(load_model(options.model), input_shape=options.input_shape)
+    graph = tfprune.analyse(load_model(options.model_file), input_shape=options.input_shape)
     cost = measure(graph)
     if options.json:
         costs = CostModel(graph)
@@ -60,7 +60,7 @@ def inspect(options: Namespace) -> int:
 def prune(options: Namespace) -> int:
     """Writes a smaller model, after proving the surgery on it."""
     _check_outputs(options)
-    model = load_model(options.model)
+    model = load_model(options.model_file)
     if options.plan is not None:
         plan = PruningPlan.load(options.plan)
     else:
@@ -109,7 +109,7 @@ def export(options: Namespace) -> int:
         )
     writable_target(options.output)
     report = tfprune.export(
-        load_model(options.model),
+        load_model(options.model_file),
         options.output,
         quantize=options.quantize,
         calibration=_calibration(options),
@@ -226,7 +226,7 @@ def _check_outputs(options: Namespace) -> None:
     if options.dry_run:
         return
     target = check_target(options.output)
-    if target.exists() and os.path.exists(options.model) and target.samefile(options.model):
+    if target.exists() and target.samefile(options.model_file):
         raise ArgumentError(
             f"Expected another file than the model itself. Received: {options.output!r} for both; "
             "the whole model would be lost."

@@ -61,7 +61,10 @@ def _code(options: Namespace, interrupted: Event) -> int:
 
 def _run(options: Namespace) -> int:
     from tfprune.cli.quiet import quiet_process
+    from tfprune.loading import model_file
 
+    if "model_file" in options:
+        model_file(options.model_file)  # a mistyped name is known before TensorFlow has started
     with nullcontext() if options.debug else quiet_process():
         with leaving_at_once(_text(options, _INTERRUPTED), INTERRUPTED):
             import keras  # noqa: F401  # and with it the backend, which every command needs

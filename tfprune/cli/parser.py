@@ -306,7 +306,7 @@ def _command(
 
 
 def _model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a .keras or .h5 file")
+    parser.add_argument("model_file", metavar="MODEL", help="a .keras or .h5 file")
     parser.add_argument(
         "--input-shape",
         type=values.shape,
