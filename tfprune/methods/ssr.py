@@ -29,7 +29,9 @@ row of F is zero: F, not D, is exactly sparse.
 *Scale.* :math:`\lambda / \rho` is the only threshold, so that filters must be of comparable size.
 ``normalise=True`` measures a row by the root of the mean of its squares instead of its norm: with n
 entries, :math:`\lambda` stands for :math:`\lambda \sqrt n` in :math:`L_{2,1}` (the group lasso's
-customary weight) and for :math:`\lambda n` in :math:`L_{2,0}`.
+customary weight) and for :math:`\lambda n` in :math:`L_{2,0}`. Neither need make the layers of a
+network comparable (``benchmarks/README.md`` has one where a single strength empties some layers and
+spares the rest); ``weights`` give each its own strength, as the authors' code has it.
 
 *What equals what.* The smaller network computes what the trained one does with the lost channels
 left out where they are read. Without batch normalisation, and with an activation that is 0 at 0 and
