@@ -49,8 +49,10 @@ class Stage:
         steps: training steps in an epoch.
         epochs: of the training by the method.
         macs: of the network.
+        network: the dense network, trained.
     """
 
+    network: Any
     data: Any
     steps: int
     epochs: int
@@ -72,7 +74,9 @@ SETTINGS: Mapping[str, Callable[[Stage], Any]] = {
     "CFP": lambda s: methods.FilterCorrelation(
         macs=MACS, episodes=s.epochs // 2, episode_epochs=1, absorb=True
     ),
-    "SSR": lambda s: methods.SSR(0.01, every=s.steps // 4, macs=MACS),
+    "SSR": lambda s: methods.SSR(
+        0.01, every=s.steps // 4, weights=methods.SSR.even_weights(s.network), macs=MACS
+    ),
     "MorphNet": lambda s: methods.MorphNet(strength=3 / s.macs, macs=MACS),
     "growing regularisation": lambda s: methods.GrowingRegularisation(
         2.0 / s.steps, every=1, ceiling=4.0, penalised="group", macs=MACS
@@ -205,6 +209,7 @@ class Bench:
     def by_method(self, name: str) -> dict[str, Any]:
         """A row."""
         stage = Stage(
+            network=self.dense,
             data=arrays(self.splits.train_epoch(0)),
             steps=self.splits.info.steps["train"],
             epochs=self.options.train,

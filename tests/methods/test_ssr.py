@@ -257,6 +257,46 @@ def test_weights_of_groups_and_ignore():
     assert (name, kept, others) == ("conv1", (largest,), [])
 
 
+@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize("norm", ["l21", "l20"])
+def test_channels_go_in_the_order_in_which_a_growing_penalty_takes_their_rows(norm, normalise):
+    """Across groups with factors of their own; one that is not penalised goes last."""
+    settings_ = {"norm": norm, "normalise": normalise, "weights": {"conv1": 3.0, "conv2": 0.0}}
+    model = toys.chain()
+    prepared = SSR(1e-9, **settings_).prepare(model)
+    held = prepared.update.held.rows
+    limits = np.concatenate([prepared.update.threshold(r, prepared.update.norms(r)[1])
+                             for r in held])  # fmt: skip
+    scores = SSR(1e-9, **settings_).scores(analyse(prepared))
+    together = np.concatenate([scores[rows.group] for rows in held])
+    np.testing.assert_array_equal(np.argsort(together), np.argsort(limits))
+    assert limits[-16:].min() > 1e6 * limits[:-16].max()
+    for penalty in np.quantile(limits[:-16], [0.2, 0.5, 0.8]) * 1.0001:  # float32: not on a row
+        update = SSR(float(penalty), **settings_).prepare(model).update
+        zero = np.concatenate([update.norms(rows)[0] == 0 for rows in update.held.rows])
+        np.testing.assert_array_equal(zero, limits < penalty)
+        assert zero.any() and not zero[:-16].all()
+
+
+def test_even_weights():
+    """Rows of equal distance from their thresholds, whatever the sizes of the layers."""
+    model = toys.chain()
+    model.get_layer("conv1").kernel.assign(10 * model.get_layer("conv1").kernel)
+    model.get_layer("conv1").bias.assign(10 * model.get_layer("conv1").bias)
+    before = snapshot(model)
+    weights = SSR.even_weights(model)
+    assert same(before, model)
+    prepared = SSR(1e-3, weights=weights).prepare(model)
+    means = {
+        rows.group: prepared.update.threshold(rows, prepared.update.norms(rows)[1]).mean()
+        for rows in prepared.update.held.rows
+    }
+    assert set(means) == set(weights) and len(means) > 1
+    # float32 sums
+    np.testing.assert_allclose(list(means.values()), next(iter(means.values())), rtol=1e-5)
+    assert np.mean(list(weights.values())) == pytest.approx(1)
+
+
 def test_a_target_takes_zero_rows_of_f_first_and_among_them_small_ones_of_d():
     prepared = method().prepare(quadratic())
     (rows,) = prepared.update.held.rows

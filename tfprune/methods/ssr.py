@@ -30,8 +30,8 @@ row of F is zero: F, not D, is exactly sparse.
 ``normalise=True`` measures a row by the root of the mean of its squares instead of its norm: with n
 entries, :math:`\lambda` stands for :math:`\lambda \sqrt n` in :math:`L_{2,1}` (the group lasso's
 customary weight) and for :math:`\lambda n` in :math:`L_{2,0}`. Neither need make the layers of a
-network comparable (``benchmarks/README.md`` has one where a single strength empties some layers and
-spares the rest); ``weights`` give each its own strength, as the authors' code has it.
+network comparable: a single strength may empty some and spare the rest. ``weights`` give each its
+own strength, as the authors' code has it, and :meth:`SSR.even_weights` makes some from a network.
 
 *What equals what.* The smaller network computes what the trained one does with the lost channels
 left out where they are read. Without batch normalisation, and with an activation that is 0 at 0 and
@@ -50,7 +50,8 @@ Departures.
   and scales follow a channel and are no part of its row.
 - A group keeps ``min_channels``, those of the largest rows.
 - With ``macs`` or ``pruning_ratio`` as many channels go as that takes, first those whose row of F
-  is zero, by the norm of D, then by that of F. Norms are compared as ``normalise`` has them.
+  is zero, by D, then by F: in the order in which a growing :math:`\lambda` would take the rows, so
+  that ``weights`` and ``normalise`` count.
 """
 
 from __future__ import annotations
@@ -148,8 +149,36 @@ class SSR(StructuredMethod):
         prepared.update.split()
         return prepared
 
+    @staticmethod
+    def even_weights(model: Any) -> dict[str, float]:
+        """Factors for ``weights`` under which all groups are as far from their thresholds.
+
+        Ours: the mean norm of a group's rows in ``model``, over the mean of these means. For
+        ``norm="l21"`` and ``normalise=False``.
+
+        Args:
+            model: the one that will be prepared, or its channel graph.
+
+        Returns:
+            Group -> factor, for the groups that a kernel makes.
+
+        Raises:
+            ModelError: as :func:`~tfprune.graph.analyse` has it.
+        """
+        graph = model if isinstance(model, ChannelGraph) else analyse(model)
+        means = {}
+        for group in graph.prunable:
+            axes = [Axis(member, group.width) for member in rows_of(group)]
+            if axes:
+                squares = [axis.total(ops.square(axis.variable)) for axis in axes]
+                means[group.name] = float(np.sqrt(np.asarray(sum(squares), np.float64)).mean())
+        overall = float(np.mean(list(means.values()))) or 1.0
+        return {name: mean / overall for name, mean in means.items()}
+
     def scores(self, graph: ChannelGraph) -> Scores:
-        """The norm of every row of F; where it is zero, a negative number that grows with D's.
+        """The penalty that would take a row of F to zero.
+
+        Where it is zero, a negative number that grows with the penalty that D's row would take.
 
         Raises:
             ModelError: not a model from :meth:`prepare`.
@@ -166,9 +195,12 @@ class SSR(StructuredMethod):
             if group.name not in rows:
                 values[group.name] = np.ones(group.width)  # ignored: they all stay
                 continue
-            sparse, dense = update.norms(rows[group.name])
+            sparse, dense = (
+                update.threshold(rows[group.name], norms)
+                for norms in update.norms(rows[group.name])
+            )
             values[group.name] = np.where(sparse > 0, sparse, -1 / (1 + dense))
-        return Scores(values, "norm of the row of F (SSR)")
+        return Scores(values, "penalty that zeroes the row of F (SSR)")
 
 
 class Rows:
@@ -316,6 +348,16 @@ class Splitting(MethodUpdate):
             np.sqrt(np.asarray(rows.squares(tensors), np.float64)) / scale for tensors in both
         )
         return sparse, dense
+
+    def threshold(self, rows: Rows, norms: Vector) -> Vector:
+        """The penalty at which rows of these norms become zero.
+
+        Args:
+            norms: as :meth:`norms` returns them.
+        """
+        # Without a penalty of its own a group goes after all others.
+        scale = self.rho / max(rows.weight, 1e-12)
+        return scale * (norms**2 / 2 if self.norm == "l20" else norms)
 
     def figures(self) -> Mapping[str, float]:
         """The fraction of rows of F that are zero, and how far D is from F.
