@@ -23,7 +23,7 @@ SMALL = {
         "METHOD_EPOCHS": 2,
         "FINE_TUNE_EPOCHS": 1,
         "SUBSET": 300,
-        "METHODS": ("slimming",),
+        "METHODS": ("slimming", "SSS"),
         "SCRATCH": ("slimming",),
     },
 }
@@ -130,10 +130,12 @@ def test_training(tmp_path) -> None:
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     text = _printed(code)
     assert "channel groups can be pruned" in text and "can be removed whole" in text
-    assert text.count(", tuned ") == 1 and text.count("from scratch") == 1
+    assert text.count(", tuned ") == 2 and text.count("from scratch") == 1
     assert [_images(cell) for cell in code if "structure_figure(" in cell.source] == [1]
     share = re.search(r"slimming +(\d+)% of the MACs", text)
     assert share and 40 <= int(share[1]) <= 50
     sizes = {path.name: path.stat().st_size for path in (tmp_path / "training").iterdir()}
-    assert set(sizes) == {"dense.tflite", "slimming.tflite", "L1.tflite"}
+    assert set(sizes) == {
+        "dense.tflite", "slimming.tflite", "SSS.tflite", "L1.tflite",
+    }  # fmt: skip
     assert max(sizes, key=sizes.get) == "dense.tflite"

@@ -14,7 +14,7 @@ import tfprune
 from tfprune import zoo
 from tfprune.testing import check_surgery, randomize
 
-model = randomize(zoo.digits_resnet(8))
+model = randomize(zoo.digits_resnet(14))
 for criterion in ("l1", "l2", "bn_scale", "fpgm", "random"):
     plan = tfprune.plan(model, macs=0.5, criterion=criterion)
 check_surgery(model, tolerance=1e-4)

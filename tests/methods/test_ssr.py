@@ -295,6 +295,8 @@ def test_even_weights():
     # float32 sums
     np.testing.assert_allclose(list(means.values()), next(iter(means.values())), rtol=1e-5)
     assert np.mean(list(weights.values())) == pytest.approx(1)
+    nothing = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="only")])
+    assert SSR.even_weights(nothing) == {}
 
 
 def test_a_target_takes_zero_rows_of_f_first_and_among_them_small_ones_of_d():

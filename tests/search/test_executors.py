@@ -22,7 +22,7 @@ from tfprune.search import Metric, Retraining, eagle_eye, netadapt, sensitivity_
 @contextlib.contextmanager
 def _processes():
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as executor:
+    with ProcessPoolExecutor(2, mp_context=context) as executor:
         yield executor
 
 

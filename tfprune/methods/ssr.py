@@ -172,7 +172,7 @@ class SSR(StructuredMethod):
             if axes:
                 squares = [axis.total(ops.square(axis.variable)) for axis in axes]
                 means[group.name] = float(np.sqrt(np.asarray(sum(squares), np.float64)).mean())
-        overall = float(np.mean(list(means.values()))) or 1.0
+        overall = sum(means.values()) / max(len(means), 1) or 1.0
         return {name: mean / overall for name, mean in means.items()}
 
     def scores(self, graph: ChannelGraph) -> Scores:
@@ -350,10 +350,15 @@ class Splitting(MethodUpdate):
         return sparse, dense
 
     def threshold(self, rows: Rows, norms: Vector) -> Vector:
-        """The penalty at which rows of these norms become zero.
+        """The penalty at which rows of these norms become zero, by the proximal steps.
 
         Args:
-            norms: as :meth:`norms` returns them.
+            rows: of one group.
+            norms: as :meth:`norms` returns them, float64, shape ``(width,)``.
+
+        Returns:
+            Penalties, float64, shape ``(width,)``: ``rho ||z|| / weight`` for the group lasso, and
+            ``rho ||z||^2 / (2 weight)`` for the number of filters.
         """
         # Without a penalty of its own a group goes after all others.
         scale = self.rho / max(rows.weight, 1e-12)
